@@ -1,0 +1,309 @@
+"""Fusing the features (early fusion) or the decisions (late fusion) of several modalities."""
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.base import ClassifierMixin, TransformerMixin, clone
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+from sklearn.random_projection import GaussianRandomProjection
+from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils.metaestimators import _BaseComposition
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+__all__ = ["Fusion", "LateFusion"]
+
+
+class _NamedParts(_BaseComposition):
+    """Give (name, estimator, columns) lists the nested parameters of ColumnTransformer."""
+
+    _parts: str  # the name of the constructor's parameter that holds the list
+
+    @property
+    def _pairs(self) -> list:
+        # get_params() is also asked of half-built objects, whose list may not be triples yet.
+        try:
+            return [(name, estimator) for name, estimator, _ in getattr(self, self._parts)]
+        except (TypeError, ValueError):
+            return getattr(self, self._parts)
+
+    @_pairs.setter
+    def _pairs(self, pairs: list) -> None:
+        columns = [columns for _, _, columns in getattr(self, self._parts)]
+        parts = [(name, part, cols) for (name, part), cols in zip(pairs, columns, strict=True)]
+        setattr(self, self._parts, parts)
+
+    def get_params(self, deep: bool = True) -> dict:
+        """Return the parameters; with ``deep``, also those of the named parts."""
+        return self._get_params("_pairs", deep=deep)
+
+    def set_params(self, **params):
+        """Set parameters, also nested ones such as ``image__batch_size``."""
+        if self._parts in params:
+            setattr(self, self._parts, params.pop(self._parts))
+        self._set_params("_pairs", **params)
+        return self
+
+    def _check_parts(self) -> None:
+        parts = getattr(self, self._parts)
+        if not isinstance(parts, list) or not parts or any(len(part) != 3 for part in parts):
+            raise ValueError(
+                f"{self._parts} must be a list of (name, estimator, columns) with at least one "
+                f'entry, such as [("text", GloVeEncoder(), "text")]; got {parts!r}'
+            )
+        self._validate_names([name for name, _, _ in parts])
+
+
+class Fusion(_NamedParts, TransformerMixin):
+    """Encode the named blocks, bring them to the same strength, and fuse them.
+
+    Each block (say, ``image`` and ``text``) is encoded by its own transformer, each of its
+    features is standardised, and the whole block is divided by its root mean square length.
+    Every block then has the same mean square length, 1, so that distances and linear
+    penalties do not favour the block that happens to have more features.
+
+    Parameters
+    ----------
+    transformers : list of (name, transformer, columns)
+        As in :class:`sklearn.compose.ColumnTransformer`. ``"passthrough"`` uses the columns as
+        they are, ``"drop"`` leaves the block out (which makes an ablation one ``set_params``).
+    how : {"concat", "mean", "product"}
+        ``concat`` lays the blocks side by side. ``mean`` and ``product`` first project every
+        block to a common width, then average or multiply them entry by entry.
+    projection : {"random", "pca"}
+        How ``mean`` and ``product`` reach the common width.
+    n_components : int or None
+        The common width; ``None`` means 1024 for random projections and the width of the
+        narrowest block (or the number of training rows, if that is smaller) for PCA.
+    random_state : int, RandomState instance or None
+        Seed of the random projections.
+
+    Attributes
+    ----------
+    encoder_ : ColumnTransformer
+        The fitted transformers.
+    blocks_ : dict of str to slice
+        Where each block lies in the encoded features, and in the output of ``concat``.
+    scaler_ : StandardScaler
+        Mean and standard deviation of every encoded feature.
+    lengths_ : dict of str to float
+        Root mean square length of each standardised block: the number that it is divided by.
+    projections_ : dict of str to transformer
+        The projection of each block; empty for ``concat``.
+    """
+
+    _parts = "transformers"
+
+    def __init__(
+        self,
+        transformers,
+        *,
+        how="concat",
+        projection="random",
+        n_components=None,
+        random_state=None,
+    ):
+        self.transformers = transformers
+        self.how = how
+        self.projection = projection
+        self.n_components = n_components
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        """Fit the encoders, the scaling and the projections; see ``fit_transform``."""
+        self.fit_transform(X, y)
+        return self
+
+    def fit_transform(self, X, y=None):
+        """Fit on the table ``X`` (n rows) and return the fused features, (n, d) float32."""
+        self._check_parameters()
+        self.encoder_ = ColumnTransformer(self.transformers, sparse_threshold=0)
+        encoded = self.encoder_.fit_transform(X, y)
+        self.n_features_in_ = self.encoder_.n_features_in_
+        self.blocks_ = {
+            name: columns
+            for name, columns in self.encoder_.output_indices_.items()
+            if columns.start < columns.stop
+        }
+        features = self._check_features(encoded)
+        self.scaler_ = StandardScaler().fit(features)
+        blocks = self._split(self.scaler_.transform(features))
+        self.lengths_ = {name: _rms_length(block) for name, block in blocks.items()}
+        self._fit_projections(blocks)
+        self.fused_length_ = 1.0
+        if self.how != "concat":
+            self.fused_length_ = _rms_length(self._fuse(blocks))
+        return self._fuse(blocks)
+
+    def transform(self, X):
+        """Return the fused features of the table ``X`` (n rows), (n, d) float32."""
+        check_is_fitted(self, "scaler_")
+        features = self._check_features(self.encoder_.transform(X))
+        return self._fuse(self._split(self.scaler_.transform(features)))
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the fused features: ``image__…`` for concat, else ``mean0``, ``mean1``, …."""
+        check_is_fitted(self, "scaler_")
+        if self.how == "concat":
+            return self.encoder_.get_feature_names_out(input_features)
+        width = _projected_width(next(iter(self.projections_.values())))
+        return np.array([f"{self.how}{i}" for i in range(width)], dtype=object)
+
+    def _check_parameters(self) -> None:
+        self._check_parts()
+        if self.how not in ("concat", "mean", "product"):
+            raise ValueError(f'how must be "concat", "mean" or "product"; got {self.how!r}')
+        if self.projection not in ("random", "pca"):
+            raise ValueError(f'projection must be "random" or "pca"; got {self.projection!r}')
+
+    def _check_features(self, encoded) -> np.ndarray:
+        blocks = self._split(np.asarray(encoded))
+        if not blocks:
+            raise ValueError("every block is dropped or empty, so there is nothing to fuse")
+        return np.hstack([_check_block(name, block) for name, block in blocks.items()])
+
+    def _split(self, features: np.ndarray) -> dict:
+        return {name: features[:, columns] for name, columns in self.blocks_.items()}
+
+    def _fit_projections(self, blocks: dict) -> None:
+        self.projections_ = {}
+        if self.how == "concat":
+            return
+        width = self.n_components or _default_width(self.projection, blocks)
+        # One generator for all blocks: the same seed for each would give blocks of equal width
+        # the same matrix, and their average would hide all in which they are opposite.
+        random_state = check_random_state(self.random_state)
+        for name, block in blocks.items():
+            if self.projection == "pca":
+                _check_pca_width(name, block, width)
+                projection = PCA(width, random_state=random_state)
+            else:
+                projection = GaussianRandomProjection(width, random_state=random_state)
+            self.projections_[name] = projection.fit(block / self.lengths_[name])
+
+    def _fuse(self, blocks: dict) -> np.ndarray:
+        balanced = {name: block / self.lengths_[name] for name, block in blocks.items()}
+        if self.how == "concat":
+            return np.hstack(list(balanced.values()))
+        projected = [self.projections_[name].transform(block) for name, block in balanced.items()]
+        if self.how == "mean":
+            return np.mean(projected, axis=0) / self.fused_length_
+        return np.prod(projected, axis=0) / self.fused_length_
+
+
+def _check_block(name: str, block: np.ndarray) -> np.ndarray:
+    try:
+        block = block.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"block {name!r} is not numeric ({error}); encode it first, for instance texts with "
+            "GloVeEncoder() and images with PretrainedCNN()"
+        ) from error
+    bad_rows = np.flatnonzero(~np.isfinite(block).all(axis=1))
+    if len(bad_rows):
+        raise ValueError(
+            f"block {name!r} holds NaN or infinite values in {len(bad_rows)} of {len(block)} "
+            f"rows, first in row {bad_rows[0]}; drop or impute those rows before fusing"
+        )
+    return block
+
+
+def _rms_length(block: np.ndarray) -> float:
+    length = np.sqrt(np.mean(np.sum(np.square(block, dtype=np.float64), axis=1)))
+    # A block that never varies is all zeros once standardised, and has no length to divide by.
+    return float(length) if length > 0 else 1.0
+
+
+def _default_width(projection: str, blocks: dict) -> int:
+    if projection == "random":
+        return 1024
+    return min(min(block.shape) for block in blocks.values())
+
+
+def _check_pca_width(name: str, block: np.ndarray, width: int) -> None:
+    if width > min(block.shape):
+        raise ValueError(
+            f"PCA can give block {name!r} at most {min(block.shape)} components, the smaller of "
+            f"its {block.shape[0]} rows and {block.shape[1]} features, not n_components={width}; "
+            'lower n_components or use projection="random"'
+        )
+
+
+def _projected_width(projection) -> int:
+    return projection.components_.shape[0]
+
+
+class LateFusion(_NamedParts, ClassifierMixin):
+    """Train one classifier per modality and fuse their class probabilities.
+
+    Parameters
+    ----------
+    classifiers : list of (name, classifier, columns)
+        Each classifier has ``predict_proba`` and sees only its own columns of the table: a
+        string gives it one column as a series, a list gives it a smaller table.
+    how : {"mean", "product"}
+        ``mean`` averages the probabilities. ``product`` multiplies them and divides by their
+        sum, so that one classifier that rules a class out has a veto.
+
+    Attributes
+    ----------
+    classes_ : ndarray
+        The labels, sorted; the columns of ``predict_proba``.
+    classifiers_ : dict of str to classifier
+        The fitted classifiers.
+
+    References
+    ----------
+    Kittler, Hatef, Duin and Matas, "On combining classifiers", IEEE TPAMI 20(3), 1998,
+    https://doi.org/10.1109/34.667881
+    """
+
+    _parts = "classifiers"
+
+    def __init__(self, classifiers, *, how="mean"):
+        self.classifiers = classifiers
+        self.how = how
+
+    def fit(self, X, y):
+        """Fit every classifier on its own columns of ``X`` (n rows) and the labels ``y`` (n,)."""
+        self._check_parts()
+        if self.how not in ("mean", "product"):
+            raise ValueError(f'how must be "mean" or "product"; got {self.how!r}')
+        check_classification_targets(y)
+        self.classes_ = np.unique(y)
+        self.classifiers_ = {
+            name: clone(classifier).fit(_safe_indexing(X, columns, axis=1), y)
+            for name, classifier, columns in self.classifiers
+        }
+        return self
+
+    def predict_proba(self, X) -> np.ndarray:
+        """Return the fused class probabilities, (n, n_classes) float64."""
+        check_is_fitted(self, "classifiers_")
+        probabilities = self._all_probabilities(X)
+        if self.how == "mean":
+            return probabilities.mean(axis=0)
+        # In logarithms, because a product of many small numbers underflows; and with a floor,
+        # because where each class is ruled out by someone 0/0 would be left.
+        floor = np.finfo(np.float64).tiny
+        return softmax(np.log(np.maximum(probabilities, floor)).sum(axis=0), axis=1)
+
+    def predict(self, X) -> np.ndarray:
+        """Return the most probable label of every row, (n,)."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def _all_probabilities(self, X) -> np.ndarray:
+        return np.stack(
+            [
+                self._aligned(self.classifiers_[name], _safe_indexing(X, columns, axis=1))
+                for name, _, columns in self.classifiers
+            ]
+        )
+
+    def _aligned(self, classifier, X) -> np.ndarray:
+        """Put the classifier's columns where they belong; classes that it lacks get 0."""
+        known = classifier.predict_proba(X)
+        probabilities = np.zeros((len(known), len(self.classes_)))
+        probabilities[:, np.searchsorted(self.classes_, classifier.classes_)] = known
+        return probabilities
