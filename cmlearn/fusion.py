@@ -1,10 +1,13 @@
 """Fusing the features (early fusion) or the decisions (late fusion) of several modalities."""
 
+import warnings
+
 import numpy as np
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
+from sklearn.exceptions import DataDimensionalityWarning
 from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils import _safe_indexing, check_random_state
@@ -180,7 +183,10 @@ class Fusion(_NamedParts, TransformerMixin):
                 projection = PCA(width, random_state=random_state)
             else:
                 projection = GaussianRandomProjection(width, random_state=random_state)
-            self.projections_[name] = projection.fit(block / self.lengths_[name])
+            with warnings.catch_warnings():
+                # More components than features are meant: a product needs the room.
+                warnings.simplefilter("ignore", DataDimensionalityWarning)
+                self.projections_[name] = projection.fit(block / self.lengths_[name])
 
     def _fuse(self, blocks: dict) -> np.ndarray:
         balanced = {name: block / self.lengths_[name] for name, block in blocks.items()}

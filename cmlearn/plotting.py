@@ -1,0 +1,373 @@
+"""Small figures: each function draws on the axes it is given, and returns them.
+
+Every figure can be read without colour: classes differ in marker, bars in hatching, and each
+number that matters is written out. Text that the default font cannot draw (Chinese, say) is set
+in an installed font that can.
+"""
+
+import textwrap
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "plot_confusion_matrix",
+    "plot_embedding",
+    "plot_intervals",
+    "plot_learning_curve",
+    "plot_rescues",
+    "plot_samples",
+]
+
+# Okabe and Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/color/, without the
+# yellow, which is too light for a white page.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX*"
+
+
+def plot_samples(images, texts, *, labels=None, axes=None) -> np.ndarray:
+    """Draw pictures with their captions, one pair a panel.
+
+    Parameters
+    ----------
+    images : sequence of length n
+        Anything that :func:`cmlearn.image.decode` reads; ``None`` leaves the panel empty.
+    texts : sequence of str or None, length n
+        The captions, written below the pictures.
+    labels : sequence of length n, optional
+        Written above the pictures.
+    axes : array of Axes, optional
+        One panel for each pair; a new figure with up to six panels a row if not given.
+
+    Returns
+    -------
+    ndarray of Axes
+    """
+    images, texts = list(images), list(texts)
+    labels = [None] * len(images) if labels is None else list(labels)
+    if not len(images) == len(texts) == len(labels):
+        raise ValueError(
+            f"each panel needs an image, a text and a label; got {len(images)} images, "
+            f"{len(texts)} texts and {len(labels)} labels"
+        )
+    axes = _new_panels(len(images)) if axes is None else np.asarray(axes)
+    if axes.size < len(images):
+        raise ValueError(f"{len(images)} samples do not fit on {axes.size} axes")
+    for ax, image, text, label in zip(axes.flat, images, texts, labels, strict=False):
+        _draw_pair(ax, image, text, label)
+    for ax in axes.flat[len(images) :]:
+        ax.axis("off")
+    return axes
+
+
+def _new_panels(n: int) -> np.ndarray:
+    import matplotlib.pyplot as plt
+
+    n_columns = min(max(n, 1), 6)
+    n_rows = max(-(-n // n_columns), 1)
+    size = (1.7 * n_columns, 2.2 * n_rows)
+    _, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    return axes
+
+
+def _draw_pair(ax, image, text, label) -> None:
+    if image is None:
+        ax.text(0.5, 0.5, "no image", ha="center", va="center", transform=ax.transAxes)
+    else:
+        ax.imshow(_picture(image))
+    ax.set(xticks=[], yticks=[])
+    ax.set_xlabel(_wrapped("no text" if text is None else text), fontsize=8, parse_math=False)
+    if label is not None:
+        ax.set_title(_wrapped(label), fontsize=9, parse_math=False)
+    _use_fonts_with_the_glyphs(ax)
+
+
+def _picture(source) -> np.ndarray:
+    from cmlearn.image import decode
+
+    return decode(source)
+
+
+def _wrapped(text, width: int = 22) -> str:
+    return textwrap.fill(str(text), width)
+
+
+def plot_confusion_matrix(y_true, y_pred, *, target_names=None, ax=None) -> "Axes":
+    """Draw how often each class (row) was predicted as each class (column).
+
+    The colour shows the share of the row, so that rare classes are as visible as common ones;
+    the number in each cell counts test rows.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of shape (n,)
+        Labels of any type; with ``target_names``, integers from 0.
+    target_names : list of str, optional
+        The name of label 0, 1, 2, ….
+    ax : Axes, optional
+        Where to draw; a new figure if not given.
+    """
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
+    labels = np.union1d(y_true, y_pred) if target_names is None else np.arange(len(target_names))
+    names = labels if target_names is None else target_names
+    side = 2.5 + 0.45 * len(labels)
+    ax = ax or _new_axes((side, side))
+    counts = confusion_matrix(y_true, y_pred, labels=labels)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    display = ConfusionMatrixDisplay(shares, display_labels=names)
+    display.plot(ax=ax, cmap="Blues", colorbar=False, xticks_rotation=90, values_format=".2f")
+    for text, count in zip(display.text_.flat, counts.flat, strict=True):
+        text.set_text(str(count) if count else "")
+    display.im_.set_clim(0, 1)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    _use_fonts_with_the_glyphs(ax)
+    return ax
+
+
+def plot_learning_curve(history: dict, *, metric: str = "loss", ax=None) -> "Axes":
+    """Draw a metric of the training and the validation part over the epochs.
+
+    Parameters
+    ----------
+    history : dict of str to list of float
+        As :class:`cmlearn.models.NeuralClassifier` keeps it in ``history_``; without
+        ``val_…`` only the training curve is drawn.
+    metric : str
+        ``"loss"`` (in nats) or ``"accuracy"``.
+    ax : Axes, optional
+        Where to draw; a new figure if not given.
+    """
+    if metric not in history:
+        raise ValueError(f"the history holds {sorted(history)}, but no {metric!r}")
+    ax = ax or _new_axes((5, 3.2))
+    epochs = np.arange(1, len(history[metric]) + 1)
+    ax.plot(epochs, history[metric], color=COLORS[0], label="training")
+    if f"val_{metric}" in history:
+        ax.plot(epochs, history[f"val_{metric}"], "--", color=COLORS[1], label="validation")
+        best = int(np.argmin(history["val_loss"])) + 1
+        ax.axvline(best, color="0.5", lw=1, ls=":", label=f"kept: epoch {best}")
+    ax.set(xlabel="epoch", ylabel="loss (nats)" if metric == "loss" else metric)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+    return ax
+
+
+def plot_embedding(
+    features,
+    y,
+    *,
+    images=None,
+    method: str = "pca",
+    target_names=None,
+    n_thumbnails: int = 40,
+    random_state=None,
+    ax=None,
+) -> "Axes":
+    """Draw a flat map of the features: one point a row, one colour and marker a class.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Features of one modality, or fused ones.
+    y : array-like of shape (n,)
+        Labels; with ``target_names``, integers from 0.
+    images : sequence of length n, optional
+        Pictures, of which ``n_thumbnails`` are drawn where their points lie.
+    method : {"pca", "tsne"}
+        ``pca`` keeps the two directions of largest variance, and its axes say how much of it
+        they hold. ``tsne`` keeps neighbours together, and its distances have no unit.
+    target_names : list of str, optional
+        The name of label 0, 1, 2, ….
+    n_thumbnails : int
+        How many pictures to draw; they are chosen at random.
+    random_state : int or None
+        Seed of t-SNE and of the choice of pictures.
+    ax : Axes, optional
+        Where to draw; a new figure if not given.
+    """
+    features, y = np.asarray(features), np.asarray(y)
+    if len(features) != len(y):
+        raise ValueError(f"there are {len(features)} rows of features for {len(y)} labels")
+    ax = ax or _new_axes((7, 5.5))
+    points, axis_names = _flat_map(features, method, random_state)
+    for number, label in enumerate(np.unique(y)):
+        ax.scatter(
+            *points[y == label].T,
+            s=14,
+            alpha=0.7,
+            color=COLORS[number % len(COLORS)],
+            marker=MARKERS[number % len(MARKERS)],
+            label=label if target_names is None else target_names[label],
+        )
+    if images is not None:
+        _draw_thumbnails(ax, points, list(images), n_thumbnails, random_state)
+    ax.set(xlabel=axis_names[0], ylabel=axis_names[1])
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _use_fonts_with_the_glyphs(ax)
+    return ax
+
+
+def _flat_map(features: np.ndarray, method: str, random_state) -> tuple:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if method == "pca":
+        pca = PCA(2, random_state=random_state)
+        points = pca.fit_transform(features)
+        shares = pca.explained_variance_ratio_
+        return points, [f"component {i + 1} ({shares[i]:.0%} of the variance)" for i in (0, 1)]
+    if method == "tsne":
+        points = TSNE(init="pca", random_state=random_state).fit_transform(features)
+        return points, ["t-SNE 1 (no unit)", "t-SNE 2 (no unit)"]
+    raise ValueError(f'method must be "pca" or "tsne"; got {method!r}')
+
+
+def _draw_thumbnails(ax, points, images, n_thumbnails, random_state) -> None:
+    rng = np.random.default_rng(random_state)
+    shown = [row for row in rng.permutation(len(images)) if images[row] is not None]
+    for row in shown[:n_thumbnails]:
+        _draw_thumbnail(ax, images[row], points[row])
+
+
+def _draw_thumbnail(ax, image, position, *, pixels: int = 22, **options) -> None:
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    picture = _picture(image)
+    thumbnail = OffsetImage(picture, zoom=pixels / max(picture.shape[:2]))
+    ax.add_artist(AnnotationBbox(thumbnail, position, frameon=False, **options))
+
+
+def plot_rescues(y_true, predictions: dict, *, images=None, n_thumbnails=6, ax=None) -> "Axes":
+    """Draw how often each combination of models was right, with examples.
+
+    One bar for each of the combinations, such as "image wrong, text right, both right": where
+    fusion rescues a mistake, where it adds one, and where nobody knows.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n,)
+        The true labels.
+    predictions : dict of str to array-like of shape (n,)
+        The predictions of some models for the same rows, such as
+        ``{"image": …, "text": …, "both": …}``.
+    images : sequence of length n, optional
+        Pictures, of which the first few of each combination are drawn at the end of its bar.
+    n_thumbnails : int
+        How many pictures a bar gets at most.
+    ax : Axes, optional
+        Where to draw; a new figure if not given.
+    """
+    y_true = np.asarray(y_true)
+    right = np.column_stack([np.asarray(p) == y_true for p in predictions.values()])
+    outcomes = [tuple(row) for row in right.tolist()]
+    bars = sorted(set(outcomes))  # all wrong at the bottom, all right at the top
+    ax = ax or _new_axes((8, 0.8 + 0.45 * len(bars)))
+    for height, outcome in enumerate(bars):
+        rows = [row for row, other in enumerate(outcomes) if other == outcome]
+        rescued = outcome[-1]
+        ax.barh(height, len(rows), color=COLORS[0 if rescued else 1], hatch="" if rescued else "//")
+        ax.annotate(f"{len(rows)}", (len(rows), height), (4, 0), va="center", **_IN_POINTS)
+        pictures = [] if images is None else [images[row] for row in rows[:n_thumbnails]]
+        for place, picture in enumerate(pictures):
+            offset = (42 + 24 * place, 0)
+            _draw_thumbnail(ax, picture, (len(rows), height), xybox=offset, boxcoords=_POINTS)
+    ax.set_yticks(range(len(bars)), [_outcome_name(predictions, outcome) for outcome in bars])
+    ax.set_xlim(0, 1.6 * ax.get_xlim()[1] if images is not None else None)
+    ax.set(xlabel="test rows", title=f"solid: {list(predictions)[-1]} right; hatched: wrong")
+    _use_fonts_with_the_glyphs(ax)
+    return ax
+
+
+_POINTS = "offset points"
+_IN_POINTS = {"textcoords": _POINTS}
+
+
+def _outcome_name(predictions: dict, outcome: tuple) -> str:
+    return ", ".join(
+        f"{name} {'right' if right else 'wrong'}"
+        for name, right in zip(predictions, outcome, strict=True)
+    )
+
+
+def plot_intervals(intervals: dict, *, xlabel: str = "accuracy", ax=None) -> "Axes":
+    """Draw estimates with their confidence intervals, one row each, the first at the top.
+
+    Parameters
+    ----------
+    intervals : dict of str to Interval
+        As :func:`cmlearn.metrics.bootstrap_interval` returns them.
+    xlabel : str
+        What is estimated, with its unit.
+    ax : Axes, optional
+        Where to draw; a new figure if not given.
+    """
+    ax = ax or _new_axes((6, 0.9 + 0.4 * len(intervals)))
+    for row, interval in enumerate(intervals.values()):
+        ax.plot([interval.low, interval.high], [row, row], color=COLORS[0], lw=2)
+        ax.plot(interval.estimate, row, "o", color=COLORS[0])
+        ax.annotate(
+            f"{interval.estimate:.3f}", (interval.estimate, row), (0, 5), ha="center", **_IN_POINTS
+        )
+    levels = {interval.confidence_level for interval in intervals.values()}
+    level = f" ({levels.pop():.0%} interval)" if len(levels) == 1 else ""
+    ax.set_yticks(range(len(intervals)), list(intervals))
+    ax.set(xlabel=xlabel + level, ylim=(len(intervals) - 0.4, -0.7))
+    _use_fonts_with_the_glyphs(ax)
+    return ax
+
+
+def _new_axes(size: tuple[float, float]) -> "Axes":
+    import matplotlib.pyplot as plt
+
+    _, ax = plt.subplots(figsize=size, layout="constrained")
+    return ax
+
+
+def _use_fonts_with_the_glyphs(ax) -> None:
+    """Add a fallback font to every text on ``ax`` that holds glyphs the default font lacks."""
+    import matplotlib as mpl
+    from matplotlib.text import Text
+
+    for text in ax.findobj(Text):
+        missing = _missing_glyphs(text.get_text())
+        if not missing:
+            continue
+        font = _font_with(missing)
+        if font is None:
+            warnings.warn(
+                f"no installed font can draw {''.join(sorted(missing))!r}, so boxes stand in the "
+                "figure; install one, for Chinese for instance the package fonts-noto-cjk, and "
+                "restart Python",
+                stacklevel=3,
+            )
+            return
+        text.set_fontfamily([*mpl.rcParams["font.family"], font])
+
+
+def _missing_glyphs(text: str) -> frozenset[str]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    if text.isascii():
+        return frozenset()
+    default = get_font(findfont(FontProperties()))
+    return frozenset(c for c in text if not c.isspace() and not default.get_char_index(ord(c)))
+
+
+@lru_cache
+def _font_with(characters: frozenset[str]) -> str | None:
+    """Return the family of an installed font that has all the characters, or None."""
+    from matplotlib.font_manager import fontManager, get_font
+
+    # Fonts made for Chinese, Japanese and Korean first: they have the rest of the text as well.
+    fonts = sorted(fontManager.ttflist, key=lambda font: ("CJK" not in font.name, font.name))
+    for font in fonts:
+        face = get_font(font.fname)
+        if all(face.get_char_index(ord(character)) for character in characters):
+            return font.name
+    return None
