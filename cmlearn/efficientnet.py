@@ -70,7 +70,7 @@ class _Convolution:
     activation: bool = True
 
 
-def EfficientNetLite(  # noqa: N802 - named as the builders of keras.applications are
+def EfficientNetLite(
     variant: str = "lite0",
     *,
     include_top: bool = False,
