@@ -13,7 +13,7 @@ from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.metaestimators import _BaseComposition
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 __all__ = ["Fusion", "LateFusion"]
 
@@ -58,7 +58,7 @@ class _NamedParts(_BaseComposition):
         self._validate_names([name for name, _, _ in parts])
 
 
-class Fusion(_NamedParts, TransformerMixin):
+class Fusion(TransformerMixin, _NamedParts):
     """Encode the named blocks, bring them to the same strength, and fuse them.
 
     Each block (say, ``image`` and ``text``) is encoded by its own transformer, each of its
@@ -240,7 +240,7 @@ def _projected_width(projection) -> int:
     return projection.components_.shape[0]
 
 
-class LateFusion(_NamedParts, ClassifierMixin):
+class LateFusion(ClassifierMixin, _NamedParts):
     """Train one classifier per modality and fuse their class probabilities.
 
     Parameters
@@ -277,6 +277,7 @@ class LateFusion(_NamedParts, ClassifierMixin):
         if self.how not in ("mean", "product"):
             raise ValueError(f'how must be "mean" or "product"; got {self.how!r}')
         check_classification_targets(y)
+        validate_data(self, X, skip_check_array=True)  # keeps the names and number of columns
         self.classes_ = np.unique(y)
         self.classifiers_ = {
             name: clone(classifier).fit(_safe_indexing(X, columns, axis=1), y)
@@ -287,6 +288,7 @@ class LateFusion(_NamedParts, ClassifierMixin):
     def predict_proba(self, X) -> np.ndarray:
         """Return the fused class probabilities, (n, n_classes) float64."""
         check_is_fitted(self, "classifiers_")
+        validate_data(self, X, skip_check_array=True, reset=False)
         probabilities = self._all_probabilities(X)
         if self.how == "mean":
             return probabilities.mean(axis=0)
@@ -297,7 +299,8 @@ class LateFusion(_NamedParts, ClassifierMixin):
 
     def predict(self, X) -> np.ndarray:
         """Return the most probable label of every row, (n,)."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def _all_probabilities(self, X) -> np.ndarray:
         return np.stack(

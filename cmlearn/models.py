@@ -95,7 +95,8 @@ class NeuralClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"a classifier needs at least two classes, but every label is {self.classes_[0]!r}"
+                "a classifier needs at least two classes, but y holds one class only: "
+                f"{self.classes_.tolist()[0]!r}"
             )
         random_state = check_random_state(self.random_state)
         train, validation = self._split(codes, random_state)
@@ -110,7 +111,8 @@ class NeuralClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X) -> np.ndarray:
         """Return the most probable label of every row, (n,)."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def __getstate__(self) -> dict:
         state = super().__getstate__().copy()
@@ -137,9 +139,9 @@ class NeuralClassifier(ClassifierMixin, BaseEstimator):
         counts = np.bincount(codes)
         if counts.min() < 2:
             raise ValueError(
-                f"class {self.classes_[counts.argmin()]!r} has one row only, but early stopping "
-                "needs at least two of each class, one to train on and one to validate; add "
-                "rows, leave the class out, or set validation_fraction=0"
+                f"class {self.classes_.tolist()[counts.argmin()]!r} has one row only, but early "
+                "stopping needs at least two of each class, one to train on and one to validate; "
+                "add rows, leave the class out, or set validation_fraction=0"
             )
         n_validation = max(round(len(codes) * self.validation_fraction), len(counts))
         n_validation = min(n_validation, len(codes) - len(counts))

@@ -246,7 +246,7 @@ def _draw_thumbnail(ax, image, position, *, pixels: int = 22, **options) -> None
 def plot_rescues(y_true, predictions: dict, *, images=None, n_thumbnails=6, ax=None) -> "Axes":
     """Draw how often each combination of models was right, with examples.
 
-    One bar for each of the combinations, such as "image wrong, text right, both right": where
+    One bar for each of the combinations, such as "image wrong, text right, fused right": where
     fusion rescues a mistake, where it adds one, and where nobody knows.
 
     Parameters
@@ -255,7 +255,7 @@ def plot_rescues(y_true, predictions: dict, *, images=None, n_thumbnails=6, ax=N
         The true labels.
     predictions : dict of str to array-like of shape (n,)
         The predictions of some models for the same rows, such as
-        ``{"image": …, "text": …, "both": …}``.
+        ``{"image": …, "text": …, "fused": …}``.
     images : sequence of length n, optional
         Pictures, of which the first few of each combination are drawn at the end of its bar.
     n_thumbnails : int
@@ -273,15 +273,21 @@ def plot_rescues(y_true, predictions: dict, *, images=None, n_thumbnails=6, ax=N
         rescued = outcome[-1]
         ax.barh(height, len(rows), color=COLORS[0 if rescued else 1], hatch="" if rescued else "//")
         ax.annotate(f"{len(rows)}", (len(rows), height), (4, 0), va="center", **_IN_POINTS)
-        pictures = [] if images is None else [images[row] for row in rows[:n_thumbnails]]
-        for place, picture in enumerate(pictures):
+        for place, picture in enumerate(_first_pictures(images, rows, n_thumbnails)):
             offset = (42 + 24 * place, 0)
             _draw_thumbnail(ax, picture, (len(rows), height), xybox=offset, boxcoords=_POINTS)
     ax.set_yticks(range(len(bars)), [_outcome_name(predictions, outcome) for outcome in bars])
-    ax.set_xlim(0, 1.6 * ax.get_xlim()[1] if images is not None else None)
+    ax.set_xlim(0, 2 * ax.get_xlim()[1] if images is not None else None)
     ax.set(xlabel="test rows", title=f"solid: {list(predictions)[-1]} right; hatched: wrong")
     _use_fonts_with_the_glyphs(ax)
     return ax
+
+
+def _first_pictures(images, rows: list[int], n: int) -> list:
+    if images is None:
+        return []
+    images = list(images)
+    return [images[row] for row in rows if images[row] is not None][:n]
 
 
 _POINTS = "offset points"
