@@ -1,0 +1,73 @@
+# Thin: every target is a command or two that also work by hand (README, "Without make").
+# `make book` and `make test` set up .venv themselves; nothing is installed outside it.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help book test lint format lab notebooks fetch bench test-browser test-newest pins clean
+
+help:
+	@echo "make book          run every page and build the HTML into _build/html"
+	@echo "make test          the tests"
+	@echo "make lab           JupyterLab on the pages' notebooks"
+	@echo "make notebooks     write the .ipynb beside each page anew"
+	@echo "make lint          ruff, and the notebooks in step with their pages"
+	@echo "make test-browser  the built book in Chromium; screenshots into _build/screenshots"
+	@echo "make bench         speed and memory, as ratios against a peer"
+	@echo "make fetch         data and weights, ahead of time"
+	@echo "make test-newest   the tests with the newest version of everything"
+	@echo "make pins          requirements.txt anew from requirements.in"
+	@echo "make clean         remove what was built, keep .venv"
+
+$(READY): requirements.txt pyproject.toml
+	@sh tests/make_venv.sh $(VENV)
+	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@touch $@
+
+book: $(READY)
+	$(VENV)/bin/jupyter-book build . -W --keep-going -n --all
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) book/_ext/notebooks.py --check
+
+format: $(READY)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+notebooks: $(READY)
+	$(PY) book/_ext/notebooks.py
+
+lab: $(READY)
+	$(VENV)/bin/jupyter lab --notebook-dir=book
+
+fetch: $(READY)
+	$(PY) -m cmlearn fetch --all
+
+bench: $(READY)
+	@for script in tests/bench/bench_*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+test-browser: $(READY)
+	tests/browser/run $(PY)
+
+test-newest:
+	@sh tests/make_venv.sh .venv-newest
+	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade \
+	    --editable ".[emoji,weights,test]" jupytext nbformat beautifulsoup4 pyyaml
+	.venv-newest/bin/python -m pytest
+
+pins:
+	@sh tests/make_venv.sh _build/pins-venv
+	_build/pins-venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.in
+	@{ sed -n '/^#/p;/^[^#]/q' requirements.txt; \
+	   _build/pins-venv/bin/python -m pip freeze --all --exclude-editable | grep -v "^pip=="; } > _build/requirements.txt
+	mv _build/requirements.txt requirements.txt
+
+clean:
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis

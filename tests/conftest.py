@@ -1,0 +1,42 @@
+"""What every test runs under, and the fixtures that more than one file uses."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+# Set before anything imports matplotlib, Keras or the package.
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CMLEARN_PROFILE", "quick")
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    """Give the run its own feature cache, so that a test never reads what an earlier one left."""
+    if "CMLEARN_CACHE" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="cmlearn-test-cache-")
+        os.environ["CMLEARN_CACHE"] = folder.name
+        config.add_cleanup(folder.cleanup)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- libraries under test still read the old global state
+
+
+@pytest.fixture
+def rng():
+    """Random numbers that are the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def root():
+    """Return the top folder of the checkout."""
+    return ROOT
