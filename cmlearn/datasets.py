@@ -7,10 +7,11 @@ Images stay on disk until something needs their pixels.
 
 import csv
 import hashlib
+import io
 import json
-import os
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -169,9 +170,7 @@ def load_emoji(*, style="twemoji", language="en", skin_tones=False, return_X_y=F
     groups = [base for _, _, base in rows]
     descr = _emoji_descr(style, language, skin_tones, target, groups)
     emoji = np.array([_characters(code) for code in codes])
-    return _bunch(
-        images, texts, target, _EMOJI_CATEGORIES, groups, descr, return_X_y, emoji=emoji
-    )
+    return _bunch(images, texts, target, _EMOJI_CATEGORIES, groups, descr, return_X_y, emoji=emoji)
 
 
 def _emoji_names(language: str) -> dict[str, str]:
@@ -318,3 +317,463 @@ def _count_table(target: Iterable[int], names: list[str], title: str) -> str:
     rows = [(title, "pairs"), ("-" * width, "-----")]
     rows += [(name, f"{counts[index]:>5}") for index, name in enumerate(names)]
     return "\n".join(f"{name:<{width}}  {count}" for name, count in rows)
+
+
+# --------------------------------------------------------------------------------------
+# A folder of the reader's own
+# --------------------------------------------------------------------------------------
+
+_FOLDER_DESCR = """\
+{name}
+{underline}
+
+Image-text pairs read from {place} ({layout}).
+
+* Pairs: {pairs}, in {n_groups} groups
+
+{table}
+"""
+
+_LAYOUTS = """\
+  images/ with pictures such as 3_cat.jpg (the first number is the label) and texts.txt
+          with one line a picture, in the natural order of the file names
+  metadata.csv with the columns file_name, text and label, beside the pictures
+  one CSV file with the columns image (or file_name), text and label
+  one Parquet file with the same columns"""
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+
+
+@dataclass(frozen=True)
+class _Row:
+    place: str  # where it stands, for messages
+    image: Path
+    text: str
+    label: str
+    group: str | None = None
+
+
+def load_folder(folder, *, encoding="utf-8", return_X_y=False):
+    """Load image-text pairs from files on disk.
+
+    The layout is recognised by what is there:
+
+    1. ``images/`` and ``texts.txt``: the label is the first number in a picture's file
+       name; line i of ``texts.txt`` belongs to the i-th picture in natural order, in
+       which ``2_dog.png`` comes before ``10_cat.png``.
+    2. ``metadata.csv`` with the columns ``file_name``, ``text`` and ``label``, beside
+       the pictures or above their subfolders (the ImageFolder convention of Hugging
+       Face). Without a ``label`` column the subfolder's name is the label.
+    3. One CSV file, or a folder with one: columns ``image`` (or ``file_name``),
+       ``text`` and ``label``.
+    4. One Parquet file, or a folder with one: the same columns. A picture may be a
+       path or, as in the data sets of Hugging Face, a record of ``bytes`` and
+       ``path``; such bytes are written to the cache folder once.
+
+    Paths are relative to the file that holds them. A column ``group`` says which rows
+    are related and must not be split; without it, rows with the same picture are.
+    Other columns and hidden files are ignored. Of each picture only the header is read.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder, CSV file or Parquet file.
+    encoding : str, default="utf-8"
+        Of ``texts.txt`` or the CSV file; a byte-order mark is dropped.
+    return_X_y : bool, default=False
+        Return ``(data, target)`` instead of a Bunch.
+
+    Returns
+    -------
+    sklearn.utils.Bunch
+        ``data`` : DataFrame of shape (n, 2), columns ``image`` (str, absolute path) and
+        ``text`` (str). ``target`` : int64 array of shape (n,), indices into
+        ``target_names`` : list of str, the labels in natural order. ``groups`` : str
+        array of shape (n,). ``DESCR`` : str.
+
+    Raises
+    ------
+    DatasetError
+        When anything does not fit; the message names file, line and remedy.
+    """
+    place = Path(folder).expanduser()
+    layout, read = _recognise(place)
+    rows = read(encoding)
+    if not rows:
+        raise DatasetError(f"{place}: there is no image-text pair in it")
+    _check_rows(place, rows)
+    names = sorted({row.label for row in rows}, key=_natural)
+    if len(names) == 1:
+        raise DatasetError(
+            f"{place}: every row has the label {names[0]!r}; a classifier needs at least two "
+            f"classes. {_label_hint(layout)}"
+        )
+    index = {name: number for number, name in enumerate(names)}
+    target = [index[row.label] for row in rows]
+    groups = [row.group or str(row.image) for row in rows]
+    descr = _FOLDER_DESCR.format(
+        name=place.resolve().name,
+        underline="=" * len(place.resolve().name),
+        place=place,
+        layout=layout,
+        pairs=len(rows),
+        n_groups=len(set(groups)),
+        table=_count_table(target, names, "label"),
+    )
+    images, texts = [str(row.image) for row in rows], [row.text for row in rows]
+    return _bunch(images, texts, target, names, groups, descr, return_X_y)
+
+
+def _label_hint(layout: str) -> str:
+    if layout == "images and texts.txt":
+        return "The label is the first number in a picture's file name, 3 in 3_cat.jpg."
+    return "Look at the column 'label', or at the subfolders that stand in for it."
+
+
+def _recognise(place: Path):
+    if place.is_file():
+        return _recognise_file(place)
+    if not place.is_dir():
+        raise DatasetError(f"{place}: there is no such file or folder")
+    article = [name for name in ("images", "texts.txt") if (place / name).exists()]
+    listed = (place / "metadata.csv").exists()
+    if len(article) == 2 and listed:
+        raise DatasetError(
+            f"{place} holds both texts.txt and metadata.csv: keep the one that is meant"
+        )
+    if listed:
+        return "metadata.csv", lambda encoding: _read_image_folder(place, encoding)
+    if len(article) == 2:
+        return "images and texts.txt", lambda encoding: _read_article(place, encoding)
+    tables = [path for path in _visible(place) if path.suffix.lower() in (".csv", ".parquet")]
+    if len(tables) == 1:
+        return _recognise_file(tables[0])
+    if article:
+        missing = ({"images", "texts.txt"} - set(article)).pop()
+        raise DatasetError(f"{place} holds {article[0]} but no {missing}: both are needed")
+    found = ", ".join(path.name for path in tables) or "none of them"
+    raise DatasetError(f"{place}: expected one of\n{_LAYOUTS}\nfound: {found}")
+
+
+def _recognise_file(path: Path):
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return "CSV", lambda encoding: _read_csv(path, encoding)
+    if suffix == ".parquet":
+        return "Parquet", lambda encoding: _read_parquet(path)
+    raise DatasetError(f"{path}: expected a folder, a .csv file or a .parquet file")
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(
+        (path for path in folder.iterdir() if not path.name.startswith(".")),
+        key=lambda path: _natural(path.name),
+    )
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return a sort key in which numbers count as numbers: a2 before a10."""
+    parts = re.split(r"(\d+)", unicodedata.normalize("NFC", name))
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+# The article's layout: images/ and texts.txt
+
+
+def _read_article(folder: Path, encoding: str) -> list[_Row]:
+    pictures = _visible(folder / "images")
+    pictures.sort(key=lambda path: _natural(path.stem))
+    _refuse_ties(pictures)
+    labels = [_number_in_name(path) for path in pictures]
+    texts = _lines(folder / "texts.txt", encoding)
+    _match_lengths(folder, pictures, texts)
+    return [
+        _Row(f"texts.txt, line {line} ({path.name})", path.absolute(), text, label)
+        for line, (path, text, label) in enumerate(zip(pictures, texts, labels), start=1)
+    ]
+
+
+def _refuse_ties(pictures: list[Path]) -> None:
+    for first, second in zip(pictures, pictures[1:], strict=False):
+        if _natural(first.stem) == _natural(second.stem):
+            raise DatasetError(
+                f"{first} and {second.name} claim the same line of texts.txt: their names have "
+                "the same place in natural order; rename or remove one"
+            )
+
+
+def _number_in_name(path: Path) -> str:
+    number = re.search(r"\d+", path.stem)
+    if number is None:
+        raise DatasetError(
+            f"{path}: the file name holds no number to be its label; name it like 3_cat.jpg, "
+            "or take it out of the folder"
+        )
+    return str(int(number.group()))
+
+
+def _match_lengths(folder: Path, pictures: list[Path], texts: list[str]) -> None:
+    if len(pictures) == len(texts):
+        return
+    counts = f"{folder}: images/ holds {len(pictures)} files and texts.txt {len(texts)} lines"
+    if len(pictures) > len(texts):
+        extra = f"the first picture without a line is {pictures[len(texts)].name}"
+    elif not any(line.strip() for line in texts[len(pictures) :]):
+        extra = f"the lines after line {len(pictures)} are empty: delete them"
+    else:
+        extra = f"the first line without a picture is line {len(pictures) + 1}"
+    raise DatasetError(
+        f"{counts}; {extra}. Line i belongs to the i-th picture in natural order of the names."
+    )
+
+
+def _read_text(path: Path, encoding: str) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode(encoding).removeprefix("\ufeff")
+    except LookupError as error:
+        raise DatasetError(f"encoding={encoding!r} is not one that Python knows") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid {encoding}; save "
+            "the file as UTF-8, or name its encoding, for instance encoding='gb18030' or 'cp1252'"
+        ) from error
+
+
+def _lines(path: Path, encoding: str) -> list[str]:
+    lines = _read_text(path, encoding).split("\n")  # splitlines() would break at U+2028 too
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+# CSV files
+
+
+def _read_csv(path: Path, encoding: str) -> list[_Row]:
+    header, records = _records(path, encoding)
+    columns = _columns(path, header, needs_label=True)
+    return [_row(path.parent, place, record, columns) for place, record in records]
+
+
+def _read_image_folder(folder: Path, encoding: str) -> list[_Row]:
+    path = folder / "metadata.csv"
+    header, records = _records(path, encoding)
+    columns = _columns(path, header, needs_label=False)
+    rows = [_row(folder, place, record, columns) for place, record in records]
+    _refuse_unlisted(folder, rows)
+    return rows
+
+
+def _records(path: Path, encoding: str) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """Return the header and, for each row, where it stands and its cells by column."""
+    reader = csv.reader(io.StringIO(_read_text(path, encoding), newline=""), strict=True)
+    records = []
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        for cells in reader:
+            place = f"{path}, line {reader.line_num}"
+            if cells and len(cells) != len(header):
+                raise DatasetError(
+                    f"{place}: {len(cells)} cells where the header has {len(header)}; put "
+                    'a text that holds a comma into double quotes: "like, this"'
+                )
+            if cells:
+                records.append((place, dict(zip(header, cells, strict=True))))
+    except csv.Error as error:
+        raise DatasetError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+    return header, records
+
+
+def _columns(path: Path, header: Iterable[str], *, needs_label: bool) -> dict[str, str]:
+    """Return which column holds what: image, text and, where they are, label and group."""
+    header = list(header)
+    doubled = [name for name, count in Counter(header).items() if count > 1]
+    images = [name for name in ("image", "file_name") if name in header]
+    missing = [name for name in ("text", "label") if name not in header]
+    if not needs_label and "label" in missing:
+        missing.remove("label")
+    if len(images) != 1:
+        missing.insert(0, "image (or file_name)" if not images else "one of image and file_name")
+    if missing or doubled:
+        problem = f"it lacks {', '.join(missing)}" if missing else f"{doubled[0]!r} comes twice"
+        raise DatasetError(
+            f"{path}: {problem}; its columns are {', '.join(map(repr, header)) or 'none'}. "
+            "Name them image (or file_name), text and label in the first line, separated by commas"
+        )
+    return {"image": images[0]} | {n: n for n in ("text", "label", "group") if n in header}
+
+
+def _row(root: Path, place: str, record: dict, columns: dict[str, str]) -> _Row:
+    cells = {role: _cell(place, name, record[name]) for role, name in columns.items()}
+    image = _inside(root, place, cells["image"])
+    label = cells["label"] if "label" in cells else _subfolder(place, root, image)
+    return _Row(place, image, cells["text"], label, cells.get("group"))
+
+
+def _cell(place: str, column: str, value: object) -> str:
+    missing = value is None or value != value  # NaN is the one value unlike itself
+    if isinstance(value, float) and not missing and value.is_integer():
+        value = int(value)  # pandas turns whole numbers into floats beside a missing one
+    text = "" if missing else str(value).strip()
+    if text in ("", "nan", "NaN"):
+        raise DatasetError(
+            f"{place}: the cell in column {column!r} is empty or NaN; fill it in or delete the row"
+        )
+    return text
+
+
+def _inside(root: Path, place: str, name: str) -> Path:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+        raise DatasetError(
+            f"{place}: the path {name!r} leaves the folder {root}; give a path relative to that "
+            "folder, without '..'"
+        )
+    return root.absolute() / name
+
+
+def _subfolder(place: str, root: Path, image: Path) -> str:
+    if image.parent == root.absolute():
+        raise DatasetError(
+            f"{place}: there is no column 'label', and {image.name} is in no subfolder whose "
+            "name could be it; add the column or sort the pictures into subfolders"
+        )
+    return image.parent.name
+
+
+def _refuse_unlisted(folder: Path, rows: list[_Row]) -> None:
+    listed = {row.image for row in rows}
+    pictures = (p for p in folder.absolute().rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    hidden = {p for p in pictures if not any(q.startswith(".") for q in _below(folder, p))}
+    extra = sorted(str(path.relative_to(folder.absolute())) for path in hidden - listed)
+    if extra:
+        raise DatasetError(
+            f"{folder}: metadata.csv does not list {_some(extra)}; add a row for each, or take "
+            "them out of the folder"
+        )
+
+
+def _below(folder: Path, path: Path) -> tuple[str, ...]:
+    return path.relative_to(folder.absolute()).parts
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+# Parquet files
+
+
+def _read_parquet(path: Path) -> list[_Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            columns = _columns(path, table.schema_arrow.names, needs_label=True)
+            embedded = pyarrow.types.is_struct(table.schema_arrow.field(columns["image"]).type)
+            folder = _extracted(path, table, columns["image"]) if embedded else path.parent
+            return list(_parquet_rows(path, table, columns, folder, embedded))
+    except pyarrow.ArrowInvalid as error:
+        raise DatasetError(f"{path}: not a Parquet file that can be read ({error})") from error
+
+
+def _parquet_rows(path, table, columns, folder, embedded) -> Iterator[_Row]:
+    rest = {role: name for role, name in columns.items() if role != "image" or not embedded}
+    for number, record in _parquet_records(table, list(rest.values())):
+        place = f"{path}, row {number}"
+        if embedded:
+            record[columns["image"]] = _embedded_name(number)
+        yield _row(folder, place, record, columns)
+
+
+def _parquet_records(table, names: list[str]) -> Iterator[tuple[int, dict]]:
+    number = 0
+    for batch in table.iter_batches(batch_size=256, columns=names):
+        for record in batch.to_pylist():
+            number += 1
+            yield number, record
+
+
+def _embedded_name(number: int) -> str:
+    return f"{number:08d}.image"  # Pillow tells the format by the content
+
+
+def _extracted(path: Path, table, column: str) -> Path:
+    """Return the cache folder with the pictures that the Parquet file holds as bytes."""
+    with open(path, "rb") as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+    folder = cache_dir() / "parquet" / digest[:32]
+    if folder.exists():
+        return folder
+    with replace_when_whole(folder) as partial:
+        partial.mkdir()
+        for number, record in _parquet_records(table, [column]):
+            content = _embedded_bytes(path, number, record[column])
+            (partial / _embedded_name(number)).write_bytes(content)
+    return folder
+
+
+def _embedded_bytes(path: Path, number: int, record: dict | None) -> bytes:
+    place = f"{path}, row {number}"
+    if record and record.get("bytes"):
+        return record["bytes"]
+    if record and record.get("path"):
+        file = _inside(path.parent, place, record["path"])
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"{place}: cannot read {file} ({error.strerror})") from error
+    raise DatasetError(f"{place}: the picture has neither bytes nor a path; delete the row")
+
+
+# What holds for every layout
+
+
+def _check_rows(place: Path, rows: list[_Row]) -> None:
+    empty = [row.place for row in rows if not row.text.strip()]
+    if empty:
+        raise DatasetError(
+            f"{place}: {len(empty)} empty text(s): {_some(empty)}; write a text for each, or "
+            "remove the line and its picture"
+        )
+    labels: dict[Path, _Row] = {}
+    for row in rows:
+        first = labels.setdefault(row.image, row)
+        if first.label != row.label:
+            raise DatasetError(
+                f"{row.place}: {row.image.name} has the label {row.label!r} here but "
+                f"{first.label!r} at {first.place}; one picture can have one label"
+            )
+    bad = [f"{row.place}: {problem}" for row in labels.values() if (problem := _defect(row.image))]
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        listing = "\n  ".join(bad[:_SHOWN])
+        raise DatasetError(
+            f"{place}: {len(bad)} picture(s) cannot be used; replace each or remove its row:"
+            f"\n  {listing}{more}"
+        )
+
+
+def _defect(path: Path) -> str | None:
+    """Return what is wrong with a picture as far as its header tells, or None."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if path.stat().st_size == 0:
+            return f"{path} is empty (0 bytes)"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path):
+                return None
+    except FileNotFoundError:
+        return f"{path} does not exist"
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return f"{path} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    except UnidentifiedImageError:
+        return f"{path} is not a picture of a known format, or is cut off in its header"
+    except Exception as error:  # Pillow's readers raise whatever a broken header leads to
+        return f"{path} cannot be read ({error})"
