@@ -1,6 +1,7 @@
 """Fusing the features (early fusion) or the decisions (late fusion) of several modalities."""
 
 import warnings
+from numbers import Integral
 
 import numpy as np
 from scipy.special import softmax
@@ -126,12 +127,12 @@ class Fusion(TransformerMixin, _NamedParts):
         self.n_features_in_ = self.encoder_.n_features_in_
         self.blocks_ = {
             name: columns
-            for name, columns in self.encoder_.output_indices_.items()
+            for name, columns in getattr(self.encoder_, "output_indices_", {}).items()
             if columns.start < columns.stop
         }
         features = self._check_features(encoded)
         self.scaler_ = StandardScaler().fit(features)
-        blocks = self._split(self.scaler_.transform(features))
+        blocks = self._split(self.scaler_.transform(features).astype(np.float32))
         self.lengths_ = {name: _rms_length(block) for name, block in blocks.items()}
         self._fit_projections(blocks)
         self.fused_length_ = 1.0
@@ -143,7 +144,7 @@ class Fusion(TransformerMixin, _NamedParts):
         """Return the fused features of the table ``X`` (n rows), (n, d) float32."""
         check_is_fitted(self, "scaler_")
         features = self._check_features(self.encoder_.transform(X))
-        return self._fuse(self._split(self.scaler_.transform(features)))
+        return self._fuse(self._split(self.scaler_.transform(features).astype(np.float32)))
 
     def get_feature_names_out(self, input_features=None):
         """Names of the fused features: ``image__…`` for concat, else ``mean0``, ``mean1``, …."""
@@ -153,12 +154,21 @@ class Fusion(TransformerMixin, _NamedParts):
         width = _projected_width(next(iter(self.projections_.values())))
         return np.array([f"{self.how}{i}" for i in range(width)], dtype=object)
 
+    def __sklearn_tags__(self):
+        """Sparse features are made dense, and all are made float32."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
     def _check_parameters(self) -> None:
         self._check_parts()
         if self.how not in ("concat", "mean", "product"):
             raise ValueError(f'how must be "concat", "mean" or "product"; got {self.how!r}')
         if self.projection not in ("random", "pca"):
             raise ValueError(f'projection must be "random" or "pca"; got {self.projection!r}')
+        if self.n_components is not None and not _is_positive_integer(self.n_components):
+            raise ValueError(f"n_components must be a whole number ≥ 1; got {self.n_components!r}")
 
     def _check_features(self, encoded) -> np.ndarray:
         blocks = self._split(np.asarray(encoded))
@@ -198,9 +208,16 @@ class Fusion(TransformerMixin, _NamedParts):
         return np.prod(projected, axis=0) / self.fused_length_
 
 
+def _is_positive_integer(value) -> bool:
+    return isinstance(value, Integral) and value >= 1
+
+
 def _check_block(name: str, block: np.ndarray) -> np.ndarray:
+    if np.iscomplexobj(block):
+        raise ValueError(f"block {name!r} holds complex numbers. Complex data not supported")
     try:
-        block = block.astype(np.float32)
+        # Only after scaling can float64 be cut to float32: timestamps differ in late digits.
+        block = block.astype(np.float32 if block.dtype == np.float32 else np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"block {name!r} is not numeric ({error}); encode it first, for instance texts with "
@@ -276,6 +293,12 @@ class LateFusion(ClassifierMixin, _NamedParts):
         self._check_parts()
         if self.how not in ("mean", "product"):
             raise ValueError(f'how must be "mean" or "product"; got {self.how!r}')
+        for name, classifier, _ in self.classifiers:
+            if not hasattr(classifier, "predict_proba"):
+                raise ValueError(
+                    f"classifier {name!r} ({classifier!r}) has no predict_proba, which late fusion "
+                    "needs; wrap it in CalibratedClassifierCV or take LogisticRegression"
+                )
         check_classification_targets(y)
         validate_data(self, X, skip_check_array=True)  # keeps the names and number of columns
         self.classes_ = np.unique(y)
@@ -301,6 +324,12 @@ class LateFusion(ClassifierMixin, _NamedParts):
         """Return the most probable label of every row, (n,)."""
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
+
+    def __sklearn_tags__(self):
+        """Sparse features are handed on; whether they will do is for the classifiers to say."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     def _all_probabilities(self, X) -> np.ndarray:
         return np.stack(
