@@ -15,7 +15,7 @@ from cmlearn.runtime import cache_dir, replace_when_whole
 
 # Part of the cache's file names: raise it when the same text would be read differently.
 _READER = 1
-_BLOCK = 16 << 20  # bytes of text parsed at a time
+_BLOCK = 1 << 20  # bytes of text parsed at a time; larger ones miss the CPU's cache
 _BUNDLED = ("glove-6b-50d",)
 
 
@@ -150,16 +150,16 @@ class WordVectors:
             If the word has no vector.
         """
         vector = self[word] if isinstance(word, str) else np.asarray(word, dtype=np.float32)
-        similarity = self._unit @ (vector / np.linalg.norm(vector))
+        similarity = self.vectors @ vector / (self._lengths * np.linalg.norm(vector))
         if isinstance(word, str):
             similarity[self._row(word)] = -np.inf
         best = np.argsort(-similarity, kind="stable")[: min(n, len(self))]
         return [(self.words[i].as_py(), float(similarity[i])) for i in best]
 
     @functools.cached_property
-    def _unit(self) -> np.ndarray:
-        length = np.linalg.norm(self.vectors, axis=1, keepdims=True)
-        return self.vectors / np.where(length > 0, length, 1)
+    def _lengths(self) -> np.ndarray:
+        length = np.sqrt(np.einsum("ij,ij->i", self.vectors, self.vectors))
+        return np.where(length > 0, length, 1)
 
 
 def load_word_vectors(source: str | os.PathLike = "glove-6b-50d") -> WordVectors:
@@ -280,14 +280,17 @@ class _Layout:
 
 def _layout(path: Path) -> _Layout:
     with open(path, "rb") as file:
-        lines = [line for line in (file.readline(_BLOCK) for _ in range(2)) if line.strip()]
-    if not lines:
-        raise TextError(f"{path}: the file is empty; expected a word and its numbers on each line")
-    first = _decode(lines[0], path, 1)
+        lines = [file.readline(_BLOCK), file.readline(_BLOCK)]
+    if not lines[0].strip():
+        raise TextError(
+            f"{path}: the file is empty or starts with an empty line; expected a word and its "
+            "numbers on each line"
+        )
+    first = _decode(lines[0], path, 1).removeprefix("\ufeff")
     separator = " " if " " in first else "\t"
-    values = first.rstrip().split(separator)
+    values = first.rstrip(" \t\r\n").split(separator)
     header = len(values) == 2 and all(value.isascii() and value.isdigit() for value in values)
-    if header and len(lines) < 2:
+    if header and not lines[1].strip():
         raise TextError(f"{path}: nothing follows the first line, {first.strip()!r}")
     sample = _decode(lines[1], path, 2) if header else first
     sample = sample.rstrip("\r\n")
@@ -340,6 +343,7 @@ def _convert(path: Path, vectors: Path, words: Path) -> None:
 def _parse(path: Path, layout: _Layout, target: Path):
     """Write the vectors of a text file to `target` in npy format, and return its words."""
     import pyarrow as pa
+    import pyarrow.compute
     import pyarrow.csv
 
     odd_lines: list[str] = []
@@ -368,6 +372,8 @@ def _parse(path: Path, layout: _Layout, target: Path):
         for batch in reader:
             words += [batch.column(0)] if len(batch) else []
             _write_vectors(file, batch.columns[1 : layout.dim + 1])
+            if layout.trailing and not _all_empty(batch.columns[-1]):
+                raise pa.ArrowInvalid("a line has too many values")
         if odd_lines:
             rare, numbers = _read_odd_lines(odd_lines, layout)
             words.append(pa.array(rare, pa.string()))
@@ -375,9 +381,15 @@ def _parse(path: Path, layout: _Layout, target: Path):
         words = pa.chunked_array(words, pa.string()).combine_chunks()
         file.seek(0)
         _write_npy_header(file, len(words), layout.dim)
-    if pa.compute.any(pa.compute.equal(words, "")).as_py():
+    if pa.compute.index(words, "").as_py() >= 0:
         raise pa.ArrowInvalid("a line starts with its separator, so it has no word")
     return words
+
+
+def _all_empty(column) -> bool:
+    import pyarrow.compute as pc
+
+    return pc.sum(pc.utf8_length(column)).as_py() in (None, 0)
 
 
 def _write_npy_header(file, n: int, dim: int) -> None:
@@ -412,7 +424,8 @@ def _split_line(line: str, layout: _Layout) -> tuple[str, list[float]] | str:
     surplus = len(values) - 1 - layout.dim
     # More numbers than expected are a vector of another width, not a word with blanks in it.
     if surplus < 0 or (surplus > 0 and _is_number(values[surplus])):
-        return f"has {len(values) - 1} numbers after the word {values[0]!r}, expected {layout.dim}"
+        found = f"has {len(values) - 1} numbers after the word {values[0]!r}"
+        return f"{found}, but line 1 calls for {layout.dim}"
     if not word:
         return f"starts with its separator ({layout.separator!r}), so it has no word"
     for value in values[-layout.dim :]:
@@ -437,7 +450,8 @@ def _name_bad_line(path: Path, layout: _Layout) -> None:
         for number, line in enumerate(file, 1):
             if not line.strip(b"\r\n") or (layout.header and number == 1):
                 continue
-            problem = _split_line(_decode(line, path, number), layout)
+            text = _decode(line, path, number)
+            problem = _split_line(text.removeprefix("\ufeff") if number == 1 else text, layout)
             if isinstance(problem, str):
                 raise TextError(
                     f"{path}: line {number} {problem}. Correct or remove the line; if it is the "
@@ -454,19 +468,28 @@ def _drop_duplicates(path: Path, words, vectors: Path):
         return words, None
     keep = np.sort(np.unique(codes, return_index=True)[1])
     first = words[int(np.setdiff1d(np.arange(len(codes)), keep)[0])].as_py()
-    stored = np.load(vectors, mmap_mode="r")
-    with open(vectors.with_name(vectors.name + "-unique"), "wb") as file:
-        _write_npy_header(file, len(keep), stored.shape[1])
-        for start in range(0, len(keep), 1 << 16):
-            file.write(stored[keep[start : start + (1 << 16)]].tobytes())
-    del stored
-    os.replace(file.name, vectors)
+    _keep_rows(vectors, keep)
     lines = _lines_of(path, first)
     note = (
         f"{len(codes) - len(keep)} lines repeat a word of an earlier line and were left out, "
         f"the first of them {first!r} on line {lines[1]} (kept: line {lines[0]})"
     )
     return pc.take(words, keep), note
+
+
+def _keep_rows(vectors: Path, keep: np.ndarray) -> None:
+    stored = np.load(vectors, mmap_mode="r+")
+    # Rows only move towards the start, so none is overwritten before it is read.
+    for start in range(0, len(keep), 1 << 16):
+        chunk = keep[start : start + (1 << 16)]
+        stored[start : start + len(chunk)] = stored[chunk]
+    stored.flush()
+    end = stored.offset + len(keep) * stored.strides[0]
+    dim = stored.shape[1]
+    del stored
+    with open(vectors, "r+b") as file:
+        _write_npy_header(file, len(keep), dim)
+        file.truncate(end)
 
 
 def _lines_of(path: Path, word: str) -> list[int]:

@@ -408,7 +408,7 @@ class GloVeEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             f"{len(unknown)} of {len(documents)} texts have no word with a vector ({empty} of them "
             f"no word at all) and became zero vectors: row {shown}",
             OutOfVocabularyWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def __sklearn_tags__(self):
