@@ -1,0 +1,218 @@
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cmlearn import runtime
+
+
+def test_profile_obeys_the_variable(monkeypatch):
+    monkeypatch.setenv("CMLEARN_PROFILE", "full")
+    assert runtime.profile() == "full"
+    monkeypatch.setenv("CMLEARN_PROFILE", "quick")
+    assert runtime.profile() == "quick"
+
+
+def test_profile_refuses_other_values(monkeypatch):
+    monkeypatch.setenv("CMLEARN_PROFILE", "fast")
+    with pytest.raises(ValueError, match="'fast'.*'quick' or 'full'"):
+        runtime.profile()
+
+
+@pytest.mark.parametrize(("device", "expected"), [("GPU X", "full"), ("CPU (2 cores)", "quick")])
+def test_profile_follows_the_device(monkeypatch, device, expected):
+    monkeypatch.delenv("CMLEARN_PROFILE", raising=False)
+    monkeypatch.setattr(runtime, "device", lambda: device)
+    assert runtime.profile() == expected
+
+
+def test_device_counts_the_usable_cores(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert runtime.device().startswith(f"CPU ({cores} core")
+
+
+def test_device_and_import_need_no_keras():
+    code = (
+        "import sys; sys.modules['keras'] = None\n"
+        "from cmlearn import runtime, assets, datasets\n"
+        "runtime._may_have_gpu = lambda: True\n"
+        "assert runtime.device().startswith('CPU'), runtime.device()\n"
+        "heavy = {'tensorflow', 'cv2', 'gensim', 'jieba', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("variable", ["CMLEARN_CACHE", "CMLEARN_DATA"])
+def test_folders_come_from_the_environment(monkeypatch, tmp_path, variable):
+    wanted = tmp_path / "a b" / "c"
+    monkeypatch.setenv(variable, str(wanted))
+    found = runtime.cache_dir() if variable == "CMLEARN_CACHE" else runtime.data_home()
+    assert found == wanted.resolve()
+    assert found.is_dir()
+
+
+def test_data_home_prefers_its_argument(monkeypatch, tmp_path):
+    monkeypatch.setenv("CMLEARN_DATA", str(tmp_path / "variable"))
+    assert runtime.data_home(tmp_path / "argument") == (tmp_path / "argument").resolve()
+
+
+def test_cache_dir_that_cannot_be_made_names_the_variable(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CMLEARN_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OSError, match="file/cache.*set CMLEARN_CACHE"):
+        runtime.cache_dir()
+
+
+def test_set_seed_repeats_every_generator():
+    keras = pytest.importorskip("keras")
+
+    def draw():
+        runtime.set_seed(7)
+        return random.random(), np.random.rand(), float(keras.random.normal(()))
+
+    assert draw() == draw()
+
+
+def test_set_seed_refuses_a_negative_seed():
+    with pytest.raises(ValueError, match="-1"):
+        runtime.set_seed(-1)
+
+
+def test_replace_when_whole_replaces(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    for text in ("first", "second"):
+        with runtime.replace_when_whole(path) as partial:
+            assert partial.parent == path.parent
+            assert partial.suffix == ".txt"
+            partial.write_text(text)
+    assert path.read_text() == "second"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_replace_when_whole_keeps_the_old_file_on_failure(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), runtime.replace_when_whole(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_replace_when_whole_makes_a_folder(tmp_path):
+    with runtime.replace_when_whole(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "x").write_text("x")
+    assert os.listdir(tmp_path / "folder") == ["x"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_killed_writer_leaves_the_old_file_and_a_later_one_cleans_up(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    code = (
+        "import os, signal, sys\n"
+        "from cmlearn.runtime import replace_when_whole\n"
+        "with replace_when_whole(sys.argv[1]) as partial:\n"
+        "    partial.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert path.read_text() == "old"
+    (left,) = set(os.listdir(tmp_path)) - {"a.txt"}
+    os.utime(tmp_path / left, (0, 0))
+    with runtime.replace_when_whole(path) as partial:
+        partial.write_text("new")
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_names_the_folder_and_the_remedy(tmp_path):
+    with (
+        pytest.raises(OSError, match=f"{tmp_path}.*disk is full: free some space") as caught,
+        runtime.replace_when_whole(tmp_path / "a.txt") as partial,
+    ):
+        partial.symlink_to("/dev/full")
+        partial.write_text("x" * 100_000)
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_read_only_folder_names_the_folder_and_the_remedy(tmp_path):
+    def fail(partial):
+        raise OSError(errno.EROFS, "Read-only file system", str(partial))
+
+    with (
+        pytest.raises(OSError, match=f"{tmp_path}.*read-only: choose a folder"),
+        runtime.replace_when_whole(tmp_path / "a.txt") as partial,
+    ):
+        fail(partial)
+
+
+def test_an_unreadable_input_is_not_blamed_on_the_output_folder(tmp_path):
+    with (
+        pytest.raises(PermissionError, match="/elsewhere/input"),
+        runtime.replace_when_whole(tmp_path / "a.txt"),
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/input")
+
+
+def test_peak_memory_keeps_what_was_held_and_freed():
+    code = (
+        "from cmlearn.runtime import peak_memory\n"
+        "before = peak_memory()\n"
+        "block = bytearray(64 * 2**20)\n"
+        "del block\n"
+        "grown = peak_memory() - before\n"
+        "assert 60 * 2**20 < grown < 80 * 2**20, grown\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_code_hash_ignores_line_ends_and_order_but_not_content(tmp_path):
+    first, second = tmp_path / "a.py", tmp_path / "b.py"
+    first.write_bytes(b"x = 1\n")
+    second.write_bytes(b"y = 1\n")
+    known = runtime.code_hash([first, second])
+    first.write_bytes(b"x = 1\r\n")
+    assert runtime.code_hash([second, first]) == known
+    first.write_bytes(b"x = 2\n")
+    assert runtime.code_hash([first, second]) != known
+
+
+def test_a_stored_run_turns_stale_when_its_code_changes(tmp_path):
+    source, path = tmp_path / "a.py", tmp_path / "run.json"
+    source.write_text("x = 1\n")
+    results = {"f1": np.float64(0.5), "curve": np.arange(3)}
+    runtime.save_run(path, results, sources=[str(source)])
+    run = runtime.load_run(path)
+    assert run["results"] == {"f1": 0.5, "curve": [0, 1, 2]}
+    assert run["provenance"]["python"] == sys.version.split()[0]
+    assert run["provenance"]["packages"]["numpy"] == np.__version__
+    assert run["stale"] is False
+    source.write_text("x = 2\n")
+    assert runtime.load_run(path)["stale"] is True
+    source.unlink()
+    assert runtime.load_run(path)["stale"] is True
+
+
+def test_save_run_writes_nothing_when_a_result_is_nan(tmp_path):
+    with pytest.raises(ValueError):
+        runtime.save_run(tmp_path / "run.json", {"f1": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"results": 1})])
+def test_load_run_refuses_other_files(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json does not hold a stored run"):
+        runtime.load_run(path)
