@@ -1,0 +1,89 @@
+"""Sphinx extension of this book: what Jupyter Book's own settings cannot say.
+
+It sets the environment that the pages' kernels inherit, empties the execution cache when the
+code, the packages or the data have changed, and offers the plain notebook beside each page for
+download instead of MyST-NB's executed copy.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from pathlib import Path
+
+from sphinx.util import logging
+
+log = logging.getLogger(__name__)
+
+KERNEL_ENVIRONMENT = {
+    "CMLEARN_BOOK_BUILD": "1",  # cmlearn.book.glue hands values to the book
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TQDM_DISABLE": "1",  # a progress bar that stands still is noise on a page
+}
+
+
+def setup(app):
+    for name, value in KERNEL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("CMLEARN_DATA"):
+        # A kernel runs in its page's folder, where a relative path would mean another one.
+        os.environ["CMLEARN_DATA"] = os.path.abspath(os.path.expanduser(os.environ["CMLEARN_DATA"]))
+    app.connect("config-inited", drop_stale_cache)
+    # After the theme's launch buttons (priority 500 and later), which copy the executed notebook.
+    app.connect("html-page-context", offer_plain_notebook, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def drop_stale_cache(app, config):
+    """Remove stored outputs that the present code, packages or data might not reproduce."""
+    root = Path(app.srcdir)
+    cache = root / "_build" / ".jupyter_cache"
+    stamp = cache / "made-with"
+    now = environment_hash(root)
+    if cache.exists() and (not stamp.exists() or stamp.read_text() != now):
+        log.info("code, packages or data changed: every page is run again")
+        shutil.rmtree(cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(now)
+
+
+def environment_hash(root: Path) -> str:
+    """SHA-256 over all that a page's outputs depend on besides the page itself.
+
+    That is: the package's source, the stored runs and drawings that pages read, the version of
+    every installed package, the profile, and the names, sizes and times of the files under
+    ``CMLEARN_DATA``.
+    """
+    digest = hashlib.sha256()
+    sources = sorted(root.glob("cmlearn/**/*.py"))
+    kept = sorted(path for path in root.glob("book/_*/**/*") if path.suffix in READ_BY_PAGES)
+    for path in sources + kept:
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    packages = importlib.metadata.distributions()
+    digest.update("\n".join(sorted(f"{p.name}=={p.version}" for p in packages)).encode())
+    for name in ("CMLEARN_PROFILE", "CMLEARN_DATA", "CUDA_VISIBLE_DEVICES", "KERAS_BACKEND"):
+        digest.update(f"{name}={os.environ.get(name)}\n".encode())
+    digest.update(listing_of(os.environ.get("CMLEARN_DATA")))
+    return digest.hexdigest()
+
+
+READ_BY_PAGES = {".json", ".csv", ".txt", ".png", ".jpg", ".svg"}
+
+
+def listing_of(folder: str | None) -> bytes:
+    if not folder:
+        return b""
+    lines = []
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            state = path.stat()
+            lines.append(f"{path.relative_to(folder)}\t{state.st_size}\t{state.st_mtime_ns}")
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def offer_plain_notebook(app, pagename, templatename, context, doctree):
+    """Put the page's own notebook where the theme's download button points."""
+    plain = Path(app.srcdir, pagename).with_suffix(".ipynb")
+    if "ipynb_source" not in context or not plain.exists():
+        return
+    shutil.copyfile(plain, Path(app.outdir, "_sources", context["ipynb_source"]))
