@@ -1,7 +1,7 @@
 """Images: decoding, geometry, and encoders that turn them into feature vectors.
 
 An image is a uint8 array of shape (height, width, 3), red first. Wherever an image is asked for, a
-path, the bytes of an image file, or anything with ``__array__`` does as well.
+path, the bytes of an image file, a Pillow image, or anything with ``__array__`` does as well.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib.metadata
 import inspect
 import io
 import itertools
+import logging
 import numbers
 import os
 import sys
@@ -64,8 +65,8 @@ def decode(source: Any) -> np.ndarray:
 
     Parameters
     ----------
-    source : path, bytes, ndarray, or object with ``__array__``
-        An image file, its bytes, or pixels: uint8 or uint16 of shape (height, width), or
+    source : path, bytes, PIL.Image.Image, ndarray, or object with ``__array__``
+        An image file, its bytes, an opened image, or pixels: uint8 or uint16 of shape (height, width), or
         (height, width, c) with c = 1 (grey), 3 (RGB) or 4 (RGB and opacity).
 
     Returns
@@ -88,8 +89,12 @@ def decode(source: Any) -> np.ndarray:
     >>> decode(np.array([[0, 255]], dtype=np.uint8)).tolist()
     [[[0, 0, 0], [255, 255, 255]]]
     """
+    from PIL import Image, ImageOps
+
     if _is_file(source):
         return _decode_file(read_bytes(source), describe(source))
+    if isinstance(source, Image.Image):
+        return _rgb(ImageOps.exif_transpose(source), describe(source))
     return _from_pixels(_pixels(source))
 
 
@@ -864,7 +869,23 @@ class _Network:
         pixels = np.pad(pixels, ((0, padding), (0, 0), (0, 0), (0, 0)))
         if self.preprocess is not None:
             pixels = self.preprocess(pixels.astype(np.float32))
-        return np.asarray(self.model.predict_on_batch(pixels), np.float32)[:count]
+        with _without_tracing_advice():
+            return np.asarray(self.model.predict_on_batch(pixels), np.float32)[:count]
+
+
+@contextmanager
+def _without_tracing_advice() -> Iterator[None]:
+    """Keep back TensorFlow's advice on retracing, which a network a fold of a split calls forth."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "retracing" not in record.getMessage()
+
+    logger = logging.getLogger("tensorflow")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 # Clones made by cross-validation share the network; two are kept for a comparison of models.
