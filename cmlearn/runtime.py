@@ -174,7 +174,7 @@ def set_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed is {seed}: it must be at least 0 and less than 2**32")
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 -- libraries still draw from the old global state
     if importlib.util.find_spec("keras") is not None:
         import keras
 
