@@ -229,14 +229,19 @@ def _as_texts(X) -> list[str]:
 
 
 def _not_a_text(row: int, value) -> str:
-    missing = value is None or value != value or type(value).__name__ in ("NAType", "NaTType")
-    if missing:
+    # pandas' own missing values can be told by name without loading pandas.
+    kind = type(value).__name__
+    if (
+        value is None
+        or kind in ("NAType", "NaTType")
+        or (kind.startswith("float") and value != value)
+    ):
         return (
             f"row {row}: the text is missing ({value!r}). Drop the row, or fill in '' if a zero "
             "vector should stand for a missing text"
         )
     return (
-        f"row {row}: expected a text, got {value!r} of type {type(value).__name__}. "
+        f"row {row}: expected a text, got {value!r} of type {kind}. "
         "Choose the text column, or convert the values with str()"
     )
 
