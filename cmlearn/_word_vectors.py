@@ -431,7 +431,7 @@ def _split_line(line: str, layout: _Layout) -> tuple[str, list[float]] | str:
     for value in values[-layout.dim :]:
         if not _is_number(value):
             return f"has {value!r} where a number is expected"
-        if not abs(float(value)) <= np.finfo(np.float32).max:
+        if not abs(float(value)) <= float(np.finfo(np.float32).max):
             return f"has {value!r}, which is not a finite number"
     return word, [float(value) for value in values[-layout.dim :]]
 
