@@ -74,6 +74,7 @@ def EfficientNetLite(
     variant: str = "lite0",
     *,
     include_top: bool = False,
+    layer: str | None = None,
     image_size: int | None = None,
     fold_batch_norm: bool = True,
     weights: str | os.PathLike | None = None,
@@ -87,6 +88,9 @@ def EfficientNetLite(
     include_top : bool
         With False the network ends in the globally averaged feature vector, with True in the
         probabilities of the 1,000 ImageNet classes.
+    layer : str, optional
+        Stop after this block (``"block0"``, ``"block1"``, …) and average its output over all
+        positions. The blocks behind it are not computed.
     image_size : int, optional
         Height and width of the input in pixels; the size that the variant was trained at by
         default (224 for ``"lite0"``, 260 for ``"lite2"``).
@@ -102,12 +106,12 @@ def EfficientNetLite(
     keras.Model
         Takes ``(n, image_size, image_size, 3)`` RGB pixel values between 0 and 255, uint8 or
         float32, and scales them itself by ``(x - 127) / 128``. Gives float32 ``(n, 1280)``, or
-        ``(n, 1000)`` with `include_top`.
+        ``(n, 1000)`` with `include_top`, or as many as the block has channels with `layer`.
 
     Raises
     ------
     ValueError
-        If the variant is unknown.
+        If the variant or the layer is unknown, or if both `layer` and `include_top` are asked for.
     CheckpointError
         If the weights are damaged or belong to another network.
 
@@ -128,19 +132,27 @@ def EfficientNetLite(
         raise ValueError(f"variant={variant!r} is unknown. Choose one of {', '.join(VARIANTS)}.")
     scale = VARIANTS[variant]
     size = scale.image_size if image_size is None else image_size
+    blocks = {f"block{i}": block for i, block in enumerate(_blocks(scale.width, scale.depth))}
+    if layer is not None and (layer not in blocks or include_top):
+        raise ValueError(
+            f"layer={layer!r} must be one of block0 to {list(blocks)[-1]}, without include_top."
+        )
     arrays = read_torch_checkpoint(weights_file(variant) if weights is None else weights)
 
     pixels = keras.Input((size, size, 3), name="pixels")
     x = keras.layers.Rescaling(1 / 128, offset=-127 / 128, name="scale")(pixels)
     stem = _Convolution("_conv_stem", "_bn0", 32, kernel=3, stride=2)
     x = _apply(stem, x, arrays, fold_batch_norm)
-    for convolutions, residual in _blocks(scale.width, scale.depth):
+    for name, (convolutions, residual) in blocks.items():
         shortcut = x
         for convolution in convolutions:
             x = _apply(convolution, x, arrays, fold_batch_norm)
         if residual:
             x = keras.layers.Add(name=f"{_layer_name(convolutions[-1].name)}_add")([x, shortcut])
-    x = _apply(_Convolution("_conv_head", "_bn1", FEATURES), x, arrays, fold_batch_norm)
+        if name == layer:
+            break
+    else:
+        x = _apply(_Convolution("_conv_head", "_bn1", FEATURES), x, arrays, fold_batch_norm)
     x = keras.layers.GlobalAveragePooling2D(name="features")(x)
     if include_top:
         top = keras.layers.Dense(CLASSES, activation="softmax", name="probabilities")

@@ -12,7 +12,7 @@ from sklearn.exceptions import DataDimensionalityWarning
 from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils import _safe_indexing, check_random_state
-from sklearn.utils.metaestimators import _BaseComposition
+from sklearn.utils.metaestimators import _BaseComposition, available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -257,17 +257,24 @@ def _projected_width(projection) -> int:
     return projection.components_.shape[0]
 
 
+def _gives_probabilities(late_fusion) -> bool:
+    return late_fusion.how != "margin"
+
+
 class LateFusion(ClassifierMixin, _NamedParts):
-    """Train one classifier per modality and fuse their class probabilities.
+    """Train one classifier per modality and fuse their answers.
 
     Parameters
     ----------
     classifiers : list of (name, classifier, columns)
-        Each classifier has ``predict_proba`` and sees only its own columns of the table: a
-        string gives it one column as a series, a list gives it a smaller table.
-    how : {"mean", "product"}
-        ``mean`` averages the probabilities. ``product`` multiplies them and divides by their
-        sum, so that one classifier that rules a class out has a veto.
+        Each classifier sees only its own columns of the table: a string gives it one column as
+        a series, a list gives it a smaller table.
+    how : {"mean", "product", "margin"}
+        ``mean`` averages the class probabilities. ``product`` multiplies them and divides by
+        their sum, so that one classifier that rules a class out has a veto. ``margin`` averages
+        the one-against-the-rest scores of ``decision_function``, for support vector machines:
+        training pulls every such score towards +1 or -1, so that those of different machines
+        are on one scale without a calibration. It gives no probabilities.
 
     Attributes
     ----------
@@ -291,14 +298,9 @@ class LateFusion(ClassifierMixin, _NamedParts):
     def fit(self, X, y):
         """Fit every classifier on its own columns of ``X`` (n rows) and the labels ``y`` (n,)."""
         self._check_parts()
-        if self.how not in ("mean", "product"):
-            raise ValueError(f'how must be "mean" or "product"; got {self.how!r}')
-        for name, classifier, _ in self.classifiers:
-            if not hasattr(classifier, "predict_proba"):
-                raise ValueError(
-                    f"classifier {name!r} ({classifier!r}) has no predict_proba, which late fusion "
-                    "needs; wrap it in CalibratedClassifierCV or take LogisticRegression"
-                )
+        if self.how not in ("mean", "product", "margin"):
+            raise ValueError(f'how must be "mean", "product" or "margin"; got {self.how!r}')
+        self._check_classifiers()
         check_classification_targets(y)
         validate_data(self, X, skip_check_array=True)  # keeps the names and number of columns
         self.classes_ = np.unique(y)
@@ -308,22 +310,37 @@ class LateFusion(ClassifierMixin, _NamedParts):
         }
         return self
 
+    @available_if(_gives_probabilities)
     def predict_proba(self, X) -> np.ndarray:
         """Return the fused class probabilities, (n, n_classes) float64."""
+        return self._fused_scores(X)
+
+    def predict(self, X) -> np.ndarray:
+        """Return the label with the highest fused probability or margin of every row, (n,)."""
+        # Asked for before classes_, which an unfitted model does not have.
+        scores = self._fused_scores(X)
+        return self.classes_[scores.argmax(axis=1)]
+
+    def _check_classifiers(self) -> None:
+        needed = "decision_function" if self.how == "margin" else "predict_proba"
+        for name, classifier, _ in self.classifiers:
+            if not hasattr(classifier, needed):
+                raise ValueError(
+                    f"classifier {name!r} ({classifier!r}) has no {needed}, which late fusion with "
+                    f"how={self.how!r} needs; take LogisticRegression, which has both, or for "
+                    "probabilities wrap it in CalibratedClassifierCV"
+                )
+
+    def _fused_scores(self, X) -> np.ndarray:
         check_is_fitted(self, "classifiers_")
         validate_data(self, X, skip_check_array=True, reset=False)
-        probabilities = self._all_probabilities(X)
-        if self.how == "mean":
-            return probabilities.mean(axis=0)
+        scores = self._all_scores(X)
+        if self.how != "product":
+            return scores.mean(axis=0)
         # In logarithms, because a product of many small numbers underflows; and with a floor,
         # because where each class is ruled out by someone 0/0 would be left.
         floor = np.finfo(np.float64).tiny
-        return softmax(np.log(np.maximum(probabilities, floor)).sum(axis=0), axis=1)
-
-    def predict(self, X) -> np.ndarray:
-        """Return the most probable label of every row, (n,)."""
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(axis=1)]
+        return softmax(np.log(np.maximum(scores, floor)).sum(axis=0), axis=1)
 
     def __sklearn_tags__(self):
         """Sparse features are handed on; whether they will do is for the classifiers to say."""
@@ -331,7 +348,7 @@ class LateFusion(ClassifierMixin, _NamedParts):
         tags.input_tags.sparse = True
         return tags
 
-    def _all_probabilities(self, X) -> np.ndarray:
+    def _all_scores(self, X) -> np.ndarray:
         return np.stack(
             [
                 self._aligned(self.classifiers_[name], _safe_indexing(X, columns, axis=1))
@@ -340,8 +357,13 @@ class LateFusion(ClassifierMixin, _NamedParts):
         )
 
     def _aligned(self, classifier, X) -> np.ndarray:
-        """Put the classifier's columns where they belong; classes that it lacks get 0."""
-        known = classifier.predict_proba(X)
-        probabilities = np.zeros((len(known), len(self.classes_)))
-        probabilities[:, np.searchsorted(self.classes_, classifier.classes_)] = known
-        return probabilities
+        """Put the classifier's columns where they belong; a class that it lacks gets its no."""
+        if self.how == "margin":
+            known, absent = classifier.decision_function(X), -1.0
+            # With two classes scikit-learn gives only the margin of the second.
+            known = np.column_stack([-known, known]) if known.ndim == 1 else known
+        else:
+            known, absent = classifier.predict_proba(X), 0.0
+        scores = np.full((len(known), len(self.classes_)), absent)
+        scores[:, np.searchsorted(self.classes_, classifier.classes_)] = known
+        return scores

@@ -66,8 +66,8 @@ def decode(source: Any) -> np.ndarray:
     Parameters
     ----------
     source : path, bytes, PIL.Image.Image, ndarray, or object with ``__array__``
-        An image file, its bytes, an opened image, or pixels: uint8 or uint16 of shape (height, width), or
-        (height, width, c) with c = 1 (grey), 3 (RGB) or 4 (RGB and opacity).
+        An image file, its bytes, an opened image, or pixels: uint8 or uint16 of shape
+        (height, width), or (height, width, c) with c = 1 (grey), 3 (RGB) or 4 (RGB and opacity).
 
     Returns
     -------
@@ -482,6 +482,11 @@ class PretrainedCNN(_ImageTransformer):
         ``"efficientnet-lite0"`` (1,280 features, weights from a pip package),
         ``"efficientnet-lite2"``, or the name of a function in `keras.applications` such as
         ``"MobileNetV2"``, whose weights Keras downloads.
+    layer : str, optional
+        Take the features from inside the network: the output of this layer, averaged over all
+        positions. ``"block0"`` to ``"block15"`` for ``"efficientnet-lite0"`` (to ``"block22"`` for
+        ``"efficientnet-lite2"``), else a Keras layer's name. The last layers are tuned to the
+        classes and the photographs of ImageNet; earlier ones serve other pictures better [1]_.
     image_size : int, optional
         Height and width in pixels that images are scaled to; what the model was trained at by
         default.
@@ -500,6 +505,11 @@ class PretrainedCNN(_ImageTransformer):
     there are. The features of a finished batch are cached at once: a run that was killed continues
     there.
 
+    References
+    ----------
+    .. [1] J. Yosinski, J. Clune, Y. Bengio and H. Lipson, "How transferable are features in deep
+       neural networks?", NeurIPS 2014. https://arxiv.org/abs/1411.1792
+
     Examples
     --------
     >>> PretrainedCNN().get_feature_names_out()[:2].tolist()
@@ -510,12 +520,14 @@ class PretrainedCNN(_ImageTransformer):
         self,
         model: str = "efficientnet-lite0",
         *,
+        layer: str | None = None,
         image_size: int | None = None,
         batch_size: int = 32,
         cache: bool = True,
         verbose: bool = False,
     ):
         self.model = model
+        self.layer = layer
         self.image_size = image_size
         self.batch_size = batch_size
         self.cache = cache
@@ -591,7 +603,7 @@ class PretrainedCNN(_ImageTransformer):
 
         if not images:
             return
-        network = _network(self.model, self.image_size)
+        network = _network(self.model, self.layer, self.image_size)
         load = functools.partial(_load, size=network.size)
         loaded = _in_order(pool, load, images, ahead=2 * self.batch_size)
         off = None if self.verbose else True  # None: off unless the stream is a terminal
@@ -613,6 +625,7 @@ class PretrainedCNN(_ImageTransformer):
             "encoder": "PretrainedCNN",
             "recipe": _RECIPE,
             "model": self.model,
+            "layer": self.layer,
             "weights": weights,
             "image_size": self.image_size or _trained_size(self.model),
         }
@@ -626,9 +639,9 @@ class PretrainedCNN(_ImageTransformer):
 
     @property
     def _n_features_out(self) -> int:
-        if self.model in _LITE:
+        if self.model in _LITE and self.layer is None:
             return FEATURES
-        return _network(self.model, self.image_size).model.output_shape[-1]
+        return _network(self.model, self.layer, self.image_size).model.output_shape[-1]
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -890,17 +903,27 @@ def _without_tracing_advice() -> Iterator[None]:
 
 # Clones made by cross-validation share the network; two are kept for a comparison of models.
 @functools.lru_cache(maxsize=2)
-def _network(name: str, image_size: int | None) -> _Network:
+def _network(name: str, layer: str | None, image_size: int | None) -> _Network:
     size = image_size or _trained_size(name)
     if name in _LITE:
-        return _Network(EfficientNetLite(_LITE[name], image_size=size), size)
+        return _Network(EfficientNetLite(_LITE[name], layer=layer, image_size=size), size)
     builder = _application(name)
     # With the classifier, because only then does Keras use the size of the training.
     size = size or builder(weights=None).input_shape[1]
     model = builder(
         weights="imagenet", include_top=False, pooling="avg", input_shape=(size, size, 3)
     )
+    if layer is not None:
+        model = _averaged(model, layer)
     return _Network(model, size, sys.modules[builder.__module__].preprocess_input)
+
+
+def _averaged(model: keras.Model, layer: str) -> keras.Model:
+    """Return the network up to a layer, with its output averaged over all positions."""
+    import keras
+
+    output = model.get_layer(layer).output
+    return keras.Model(model.inputs, keras.layers.GlobalAveragePooling2D()(output))
 
 
 def _application(name: str) -> Callable[..., keras.Model]:

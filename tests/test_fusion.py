@@ -13,6 +13,8 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -28,11 +30,6 @@ def table(rng):
     text = rng.normal(size=(120, 3)) * 0.01
     columns = [f"i{n}" for n in range(5)] + [f"t{n}" for n in range(3)]
     return pd.DataFrame(np.hstack([image, text]), columns=columns)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 BLOCKS = [
@@ -424,6 +421,27 @@ def test_product_is_the_renormalised_product(labelled):
     np.testing.assert_array_equal(fused.predict(X), fused.classes_[expected.argmax(axis=1)])
 
 
+def test_margin_is_the_mean_of_the_decision_functions(labelled):
+    X, y = labelled
+    machines = [(name, OneVsRestClassifier(SVC()), columns) for name, _, columns in CLASSIFIERS]
+    margins = [clone(svm).fit(X[cols], y).decision_function(X[cols]) for _, svm, cols in machines]
+    fused = LateFusion(machines, how="margin").fit(X, y)
+    expected = np.mean(margins, axis=0).argmax(axis=1)
+    np.testing.assert_array_equal(fused.predict(X), fused.classes_[expected])
+    assert len(set(expected)) == 3
+    assert not hasattr(fused, "predict_proba")
+
+
+def test_margin_with_two_classes_has_the_sign_of_the_sum(labelled):
+    X, y = labelled
+    two = np.where(y == "cup", "cup", "other")
+    parts = [(name, LinearSVC(), columns) for name, _, columns in CLASSIFIERS]
+    margins = [LinearSVC().fit(X[cols], two).decision_function(X[cols]) for _, _, cols in parts]
+    fused = LateFusion(parts, how="margin").fit(X, two)
+    expected = np.where(np.sum(margins, axis=0) > 0, "other", "cup")
+    np.testing.assert_array_equal(fused.predict(X), expected)
+
+
 class Stub(ClassifierMixin, BaseEstimator):
     """Says the same probabilities of every row, and may know some of the classes only."""
 
@@ -508,10 +526,13 @@ def test_late_fusion_survives_pickle_and_skops(labelled):
 
 def test_late_fusion_names_what_is_wrong(labelled):
     X, y = labelled
-    with pytest.raises(ValueError, match='how must be "mean" or "product"; got \'vote\''):
+    with pytest.raises(ValueError, match='how must be "mean", "product" or "margin"; got \'vote\''):
         LateFusion(CLASSIFIERS, how="vote").fit(X, y)
     with pytest.raises(ValueError, match="classifiers must be a list of"):
         LateFusion([]).fit(X, y)
+    with pytest.raises(ValueError, match="'text' .* no decision_function"):
+        parts = [CLASSIFIERS[0], ("text", GaussianNB(), BLOCKS[1][2])]
+        LateFusion(parts, how="margin").fit(X, y)
     with pytest.raises(ValueError, match="'text' .*LinearSVC.* predict_proba"):
         LateFusion([CLASSIFIERS[0], ("text", LinearSVC(), BLOCKS[1][2])]).fit(X, y)
 

@@ -510,6 +510,26 @@ def test_features_equal_the_plain_network(encoder, paths):
     np.testing.assert_array_equal(features[0], features[3])
 
 
+def test_features_of_an_inner_layer_equal_the_plain_networks_average(paths):
+    import keras
+
+    from cmlearn.efficientnet import EfficientNetLite
+
+    whole = EfficientNetLite(image_size=SIZE, fold_batch_norm=False)
+    inner = keras.Model(whole.input, whole.get_layer("block12_project_conv_add").output)
+    pixels = np.stack([resize(decode(path), SIZE) for path in paths])
+    expected = keras.ops.convert_to_numpy(inner(pixels, training=False)).mean(axis=(1, 2))
+    encoder = PretrainedCNN(layer="block12", image_size=SIZE)
+    features = encoder.fit_transform(paths)
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3)
+    assert len(encoder.get_feature_names_out()) == features.shape[1] == 192
+
+
+def test_unknown_layer_is_named_with_those_there_are(paths):
+    with pytest.raises(ValueError, match="layer='block16' must be one of block0 to block15"):
+        PretrainedCNN(layer="block16", image_size=SIZE).fit_transform(paths)
+
+
 def test_every_container_and_source_gives_the_same(encoder, paths):
     features = encoder.transform(paths)
     frame = pd.DataFrame({"image": paths})
