@@ -81,6 +81,7 @@ def _draw_pair(ax, image, text, label) -> None:
     else:
         ax.imshow(_picture(image))
     ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(True)  # a style that hides two of the four leaves half a frame
     ax.set_xlabel(_wrapped("no text" if text is None else text), fontsize=8, parse_math=False)
     if label is not None:
         ax.set_title(_wrapped(label), fontsize=9, parse_math=False)
