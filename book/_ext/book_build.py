@@ -29,9 +29,22 @@ def setup(app):
         # A kernel runs in its page's folder, where a relative path would mean another one.
         os.environ["CMLEARN_DATA"] = os.path.abspath(os.path.expanduser(os.environ["CMLEARN_DATA"]))
     app.connect("config-inited", drop_stale_cache)
+    app.connect("config-inited", prepare_theme)
     # After the theme's launch buttons (priority 500 and later), which copy the executed notebook.
     app.connect("html-page-context", offer_plain_notebook, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def prepare_theme(app, config):
+    """Keep two complaints off the browser's console.
+
+    Without a default mode the theme's script calls the missing one invalid. sphinx-thebe, which
+    Jupyter Book always loads, adds its script, with an address of a foreign server, twice to each
+    page; this book has no button for it.
+    """
+    config.html_context["default_mode"] = "auto"
+    for listeners in app.events.listeners.values():
+        listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
 
 
 def drop_stale_cache(app, config):

@@ -162,7 +162,7 @@ def _landmarks(text: str) -> Iterator[tuple[str, str]]:
     i = 0
     while i < len(lines):
         match = _LANDMARK.match(lines[i])
-        plain_fence = re.match(r"^(`{3,})(?!\{)", lines[i])
+        plain_fence = re.match(r"^(`{3,})(?![`{])", lines[i])
         if plain_fence:
             i = _end_of_fence(lines, i, plain_fence[1])
         elif match and match["directive"]:
@@ -298,6 +298,8 @@ def _directive(name: str, argument: str, body: list[str], page: Page) -> list[st
         return ["", *rows, "", *caption, ""]
     if name == "bibliography":
         return _references(page)
+    if name == "nb-exec-table":
+        return ["", "(A table of run times stands here in the built book.)", ""]
     if name in ("only", "epigraph", "container", "div"):
         return inside("\n".join(content)).splitlines()
     raise PageError(
