@@ -8,6 +8,7 @@ download instead of MyST-NB's executed copy.
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def setup(app):
         os.environ["CMLEARN_DATA"] = os.path.abspath(os.path.expanduser(os.environ["CMLEARN_DATA"]))
     app.connect("config-inited", drop_stale_cache)
     app.connect("config-inited", prepare_theme)
+    # After napoleon (priority 500) has turned numpydoc sections into reStructuredText.
+    app.connect("autodoc-process-docstring", flatten_references, priority=900)
+    app.connect("autodoc-skip-member", skip_metadata_requests)
     # After the theme's launch buttons (priority 500 and later), which copy the executed notebook.
     app.connect("html-page-context", offer_plain_notebook, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -100,3 +104,28 @@ def offer_plain_notebook(app, pagename, templatename, context, doctree):
     if "ipynb_source" not in context or not plain.exists():
         return
     shutil.copyfile(plain, Path(app.outdir, "_sources", context["ipynb_source"]))
+
+
+def flatten_references(app, what, name, obj, options, lines):
+    """Turn a docstring's footnotes into plain text.
+
+    Footnotes are numbered within a docstring, but a page of the reference holds many docstrings,
+    and there each number would be defined more than once.
+    """
+    flat, inside = [], False
+    for line in lines:
+        note = re.match(r"(\s*)\.\. \[(\d+)\] +(.*)", line)
+        if note:
+            inside = True
+            flat += ["", f"{note[1]}* [{note[2]}] {note[3]}"]
+        elif inside and line.startswith("   "):
+            flat.append(f"  {line.strip()}")
+        else:
+            inside = inside and not line.strip()
+            flat.append(line)
+    lines[:] = [re.sub(r"\[(\d+)\]_", r"[\1]", line) for line in flat]
+
+
+def skip_metadata_requests(app, what, name, obj, skip, options):
+    """Leave out the methods that scikit-learn generates; their texts refer to its own pages."""
+    return True if re.match(r"set_\w+_request$|get_metadata_routing$", name) else None
