@@ -118,6 +118,43 @@ def test_kill_9_keeps_what_was_reported_and_no_half_batch(tmp_path):
         assert key in cache.get_many([key])
 
 
+DYING = """
+    import os, signal, sys
+    import numpy as np
+    from cmlearn._cache import FeatureCache
+
+    class Dying:
+        def __init__(self, connection):
+            self.connection = connection
+
+        def __getattr__(self, name):
+            return getattr(self.connection, name)
+
+        def execute(self, command, *values):
+            if command == "COMMIT":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return self.connection.execute(command, *values)
+
+    cache = FeatureCache({"encoder": "test"}, folder=sys.argv[1])
+    cache._connection = Dying(cache._connection)
+    keys = [cache.key(str(i).encode()) for i in range(3000)]
+    cache.put_many(keys, np.ones((3000, 1000)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the platform has no kill -9")
+def test_kill_9_at_the_worst_moment_keeps_nothing_of_the_batch(tmp_path):
+    """12 MB wait for their commit, more than SQLite keeps in memory: they are on the disk."""
+    with FeatureCache({"encoder": "test"}, folder=tmp_path) as cache:
+        before = cache.key(b"before")
+        cache.put_many([before], np.ones((1, 3)))
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(DYING), str(tmp_path)])
+    assert run.returncode == -signal.SIGKILL
+    with FeatureCache({"encoder": "test"}, folder=tmp_path) as cache:
+        keys = [cache.key(str(i).encode()) for i in range(3000)]
+        assert list(cache.get_many([before, *keys])) == [before]
+
+
 def test_two_processes_write_at_once(tmp_path):
     writers = [start_writer(tmp_path, 0, 30), start_writer(tmp_path, 20, 50)]
     for writer in writers:
