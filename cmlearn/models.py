@@ -107,7 +107,12 @@ class NeuralClassifier(ClassifierMixin, BaseEstimator):
         """Return the class probabilities of features ``X`` (n, d), (n, n_classes) float32."""
         check_is_fitted(self, "weights_")
         X = validate_data(self, X, dtype=np.float32, reset=False)
-        return self._keras_model().predict(X, batch_size=1024, verbose=0)
+        import keras
+
+        model = self._keras_model()
+        # Called rather than model.predict, which would compile a function for each new network.
+        batches = [model(X[i : i + 1024], training=False) for i in range(0, len(X), 1024)]
+        return np.concatenate([keras.ops.convert_to_numpy(batch) for batch in batches])
 
     def predict(self, X) -> np.ndarray:
         """Return the most probable label of every row, (n,)."""
