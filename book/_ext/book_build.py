@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 KERNEL_ENVIRONMENT = {
     "CMLEARN_BOOK_BUILD": "1",  # cmlearn.book.glue hands values to the book
-    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # without a GPU TensorFlow logs an error about it
     "TQDM_DISABLE": "1",  # a progress bar that stands still is noise on a page
 }
 
