@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 1: failed; 2: wrong usage (argparse); 130: interrupted.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from cmlearn.assets import AssetError
+
     options = build_parser().parse_args(arguments)
     warnings.showwarning = _print_warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -52,8 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted. Finished features are kept; run it again to go on.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, AssetError) as error:
+        number = f"[Errno {getattr(error, 'errno', None)}] "
+        message = str(error).removeprefix(number) or "there is not enough memory"
+        print(f"error: {message}", file=sys.stderr)
         return 1
     return 0
 
@@ -185,6 +190,63 @@ def _print_warning(message, category, filename, lineno, file=None, line=None) ->
     print(f"warning: {message}", file=sys.stderr)
 
 
+def own_error_stream() -> None:
+    """Keep the error stream for Python, because TensorFlow's C++ code writes to it at every start.
+
+    Its lines cannot be switched off. Whoever wants them sets ``TF_CPP_MIN_LOG_LEVEL=0``.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    faulthandler.enable(sys.stderr)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+@contextmanager
+def one_vocabulary_warning() -> Iterator[None]:
+    """Say once which texts have no known word: not once a model, a fold and a chunk."""
+    from cmlearn.text import OutOfVocabularyWarning
+
+    show, unknown = warnings.showwarning, {}
+
+    def collect(message, category, *place, **more) -> None:
+        if issubclass(category, OutOfVocabularyWarning):
+            unknown.update(dict.fromkeys(message.texts))
+        else:
+            show(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", OutOfVocabularyWarning)
+        warnings.showwarning = collect
+        yield
+    if unknown:
+        some = ", ".join(map(repr, list(unknown)[:5])) + (", …" if len(unknown) > 5 else "")
+        warnings.warn(
+            f"{len(unknown)} different text(s) have no word with a vector and became zero vectors: "
+            f"{some}",
+            OutOfVocabularyWarning,
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def naming_rows(pairs: pd.DataFrame) -> Iterator[None]:
+    """Name the row of a picture that cannot be decoded by the index of ``pairs``."""
+    from cmlearn.image import ImageError, decode
+
+    try:
+        yield
+    except ImageError:
+        for place, image in pairs["image"].items():
+            try:
+                decode(image)
+            except ImageError as error:
+                raise ImageError(f"{place}: {error}") from error
+        raise
+
+
 def run_fetch(options: argparse.Namespace) -> None:
     """Fetch the named assets; with no name, list what there is."""
     from cmlearn.assets import ASSETS, fetch
@@ -197,58 +259,74 @@ def run_fetch(options: argparse.Namespace) -> None:
         print(f"{name:22} {fetch(name)}")
 
 
+@one_vocabulary_warning()
 def run_train(options: argparse.Namespace) -> None:
     """Train on the pairs in ``options.data`` and write model, report and plots."""
-    from cmlearn.baseline import build_models, compare, cross_validate, shared_images, split_pairs
+    from cmlearn.baseline import check_folds, compare, cross_validate, split_pairs
     from cmlearn.persistence import save_model
-    from cmlearn.runtime import set_seed
 
     out = Path(options.out)
     check_model_folder(out)
-    set_seed(options.seed)
     data, labels, groups = load_labelled_pairs(options.data, options.encoding)
+    if options.cv:
+        check_folds(labels, groups, options.cv)
     train, test = split_pairs(labels, groups, test_size=options.test_size, seed=options.seed)
-    X_train, X_test, y_train, y_test = (
-        data.iloc[train],
-        data.iloc[test],
-        labels[train],
-        labels[test],
-    )
+    X_train, X_test, y_test = data.iloc[train], data.iloc[test], labels[test]
+    sizes = {"classes": len(set(labels)), "train": len(train), "test": len(test)}
     print(
-        f"{len(data)} pairs in {len(set(labels))} classes: "
-        f"{len(train)} to train, {len(test)} to test"
+        f"{len(data)} pairs in {sizes['classes']} classes: "
+        f"{sizes['train']} to train, {sizes['test']} to test"
     )
-    copies = shared_images(X_train, X_test)
-    if copies:
-        warnings.warn(
-            f"{copies} of the {len(test)} test images are copies of training images, which "
-            "flatters the accuracy. Give copies the same value in a column 'group'.",
-            stacklevel=2,
-        )
-    models = build_models(
-        image_encoder=options.image_encoder,
-        glove=options.glove,
-        fusion=options.fusion,
-        classifier=options.classifier,
-        seed=options.seed,
-        verbose=sys.stderr.isatty(),
-    )
-    predictions = {
-        name: model.fit(X_train, y_train).predict(X_test) for name, model in models.items()
-    }
+    warn_of_copies(X_train, X_test)
+    models = models_to_compare(options)
+    with naming_rows(data):
+        predictions = {
+            name: model.fit(X_train, labels[train]).predict(X_test)
+            for name, model in models.items()
+        }
     table = compare(predictions, y_test, seed=options.seed)
     print_scores(table)
-    report = {"settings": settings(options), "scores": table.to_dict("index")}
+    report = {"settings": settings(options), "pairs": sizes, "scores": table.to_dict("index")}
     if options.cv:
         folds = cross_validate(models, data, labels, groups, folds=options.cv, seed=options.seed)
         print(f"\n{options.cv}-fold cross-validated accuracy\n{folds.round(3).to_string()}")
         report["cross-validation"] = folds.to_dict("index")
     with model_folder(out) as folder:
         save_model(models["image + text"], folder)
-        write_report(folder, report, X_test, y_test, predictions, table)
+        write_report(folder, report, y_test, predictions["image + text"])
+        write_plots(folder, list(X_test["image"]), y_test, predictions, table)
     print(f"\nWrote {', '.join(sorted(file.name for file in out.iterdir()))} to {out}")
 
 
+def models_to_compare(options: argparse.Namespace) -> dict[str, BaseEstimator]:
+    """Return the unfitted models that the options ask for."""
+    from cmlearn.baseline import build_models
+
+    return build_models(
+        image_encoder=options.image_encoder,
+        # The model must find its word vectors from any folder.
+        glove=str(Path(options.glove).resolve()) if Path(options.glove).exists() else options.glove,
+        fusion=options.fusion,
+        classifier=options.classifier,
+        seed=options.seed,
+        verbose=sys.stderr.isatty(),
+    )
+
+
+def warn_of_copies(train: pd.DataFrame, test: pd.DataFrame) -> None:
+    """Warn if pictures of the test part were seen in training."""
+    from cmlearn.baseline import shared_images
+
+    copies = shared_images(train, test)
+    if copies:
+        warnings.warn(
+            f"{copies} of the {len(test)} test images are copies of training images, which "
+            "flatters the accuracy. Give copies the same value in a column 'group'.",
+            stacklevel=2,
+        )
+
+
+@one_vocabulary_warning()
 def run_evaluate(options: argparse.Namespace) -> None:
     """Judge a trained model on other labelled pairs."""
     from cmlearn.baseline import compare
@@ -264,17 +342,20 @@ def run_evaluate(options: argparse.Namespace) -> None:
             f"{', '.join(unknown[:10])}. "
             f"It knows: {', '.join(map(str, model.classes_[:20]))}."
         )
-    predicted = model.predict(data)
+    with naming_rows(data):
+        predicted = model.predict(data)
     print_scores(compare({"image + text": predicted}, labels))
     print(f"\n{per_class_report(labels, predicted).round(3).to_string()}")
 
 
+@one_vocabulary_warning()
 def run_predict(options: argparse.Namespace) -> None:
     """Write the rows of a CSV file with the predicted class beside them."""
     from cmlearn.datasets import iter_pairs
     from cmlearn.persistence import load_model
     from cmlearn.runtime import replace_when_whole
 
+    check_output_file(options.out)
     model = load_model(options.model)
     rows = 0
     with replace_when_whole(options.out) as partial:
@@ -293,12 +374,20 @@ def predicted_rows(model: BaseEstimator, table: pd.DataFrame, pairs: pd.DataFram
             "the model was trained on images and texts, but the input has no column 'text'. "
             "Add it, with one text a row."
         )
-    predicted = table.assign(prediction=model.predict(pairs))
+    with naming_rows(pairs):
+        predicted = without_embedded_images(table).assign(prediction=model.predict(pairs))
     if hasattr(model, "predict_proba"):
         predicted["probability"] = model.predict_proba(pairs).max(axis=1)
     return predicted
 
 
+def without_embedded_images(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table without a column that holds whole pictures, as a Parquet file's may."""
+    embedded = [name for name in table if isinstance(table[name].iloc[0], dict)]
+    return table.drop(columns=[name for name in embedded if name in ("image", "file_name")])
+
+
+@one_vocabulary_warning()
 def run_embed(options: argparse.Namespace) -> None:
     """Stream features to a Parquet file, a chunk of pairs at a time."""
     import pyarrow.parquet
@@ -314,6 +403,7 @@ def run_embed(options: argparse.Namespace) -> None:
             "embed needs an encoder that is trained already; cnn is trained on labels by `train`. "
             "Use --image-encoder efficientnet-lite0, for example."
         )
+    check_output_file(options.out)
     encoders = {
         "image": build_image_encoder(options.image_encoder, seed=0),
         "text": GloVeEncoder(options.glove),
@@ -339,11 +429,11 @@ def feature_table(
     """
     import pyarrow as pa
 
-    kept = table.drop(columns="image") if isinstance(pairs["image"].iloc[0], bytes) else table
-    features = pa.Table.from_pandas(kept, preserve_index=False)
+    features = pa.Table.from_pandas(without_embedded_images(table), preserve_index=False)
     for name, encoder in encoders.items():
         if name in pairs:
-            vectors = encoder.fit_transform(pairs[name])
+            with naming_rows(pairs):
+                vectors = encoder.fit_transform(pairs[name])
             flat = pa.array(vectors.ravel(), type=pa.float32())
             column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
             features = features.append_column(f"{name}_features", column)
@@ -357,7 +447,8 @@ def load_labelled_pairs(folder: str, encoding: str) -> tuple[pd.DataFrame, np.nd
     from cmlearn.datasets import load_folder
 
     pairs = load_folder(folder, encoding=encoding)
-    return pairs.data, np.asarray(pairs.target_names, dtype=object)[pairs.target], pairs.groups
+    data = pairs.data.set_index("pair " + (pairs.data.index + 1).astype(str))
+    return data, np.asarray(pairs.target_names, dtype=object)[pairs.target], pairs.groups
 
 
 def print_scores(table: pd.DataFrame) -> None:
@@ -375,44 +466,49 @@ def settings(options: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(options).items() if name not in ("run", "command")}
 
 
-def write_report(
+def write_report(folder: Path, report: dict, y_test: np.ndarray, y_pred: np.ndarray) -> None:
+    """Print the per-class table and write ``report.json``."""
+    from cmlearn.metrics import per_class_report
+    from cmlearn.runtime import provenance
+
+    per_class = per_class_report(y_test, y_pred)
+    print(f"\n{per_class.round(3).to_string()}")
+    report |= {"per class": per_class.to_dict("index"), "provenance": provenance()}
+    (folder / "report.json").write_text(
+        json.dumps(report, indent=2, ensure_ascii=False, default=float), encoding="utf-8"
+    )
+
+
+def write_plots(
     folder: Path,
-    report: dict,
-    test: pd.DataFrame,
+    images: list,
     y_test: np.ndarray,
     predictions: dict[str, np.ndarray],
     table: pd.DataFrame,
 ) -> None:
-    """Print the per-class table; write ``report.json`` and the plots."""
+    """Write the scores, the confusion matrix and the cases of each outcome as PNG files."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     from cmlearn import plotting
-    from cmlearn.metrics import Interval, per_class_report
-    from cmlearn.runtime import provenance
+    from cmlearn.metrics import Interval
 
     intervals = {
         name: Interval(row["accuracy"], row["low"], row["high"], confidence_level=0.95)
         for name, row in table.iterrows()
     }
+    fused = predictions["image + text"]
     by_modality = {
         "image": predictions["image alone"],
         "text": predictions["text alone"],
-        "both": predictions["image + text"],
+        "both": fused,
     }
-    fused = predictions["image + text"]
-    per_class = per_class_report(y_test, fused)
-    print(f"\n{per_class.round(3).to_string()}")
-    report |= {"per class": per_class.to_dict("index"), "provenance": provenance()}
-    (folder / "report.json").write_text(
-        json.dumps(report, indent=2, ensure_ascii=False, default=float), encoding="utf-8"
-    )
     figures = {
         "scores.png": lambda: plotting.plot_intervals(intervals),
         "confusion.png": lambda: plotting.plot_confusion_matrix(y_test, fused),
-        "cases.png": lambda: plotting.plot_rescues(y_test, by_modality, images=list(test["image"])),
+        "cases.png": lambda: plotting.plot_rescues(y_test, by_modality, images=images),
     }
     for name, draw in figures.items():
         draw()
@@ -431,29 +527,52 @@ def check_model_folder(out: Path) -> None:
             f"{out} holds files that no earlier training wrote; nothing was changed. "
             "Give --out another folder."
         )
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(f"{parent} cannot be written to. Give --out a folder of your own.")
+    check_writable(out.absolute().parent)
+
+
+def check_output_file(out: str) -> None:
+    """Refuse before the work what would fail after it: a folder in the place of the file."""
+    if Path(out).is_dir():
+        raise ValueError(f"{out} is a folder; --out must name a file.")
+    check_writable(Path(out).absolute().parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and write into it, on trial."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{folder} cannot be written to ({error.strerror}). Give --out a place of your own.",
+        ) from error
 
 
 @contextmanager
 def model_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of ``out`` once everything in it is written."""
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir()
+    """Yield a temporary folder that takes the place of ``out`` once everything in it is written.
+
+    What a killed training left behind is removed by a later one, after a day.
+    """
+    from cmlearn.runtime import replace_when_whole
+
+    out = out.absolute()
+    earlier = out.with_name(f".{out.name}.{os.getpid()}-earlier.partial{out.suffix}")
     try:
-        yield partial
-        if out.exists():
-            earlier = partial.with_name(partial.name + ".earlier")
-            out.rename(earlier)
-            partial.rename(out)
-            shutil.rmtree(earlier)
-        else:
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with replace_when_whole(out) as partial:
+            partial.mkdir()
+            yield partial
+            if out.exists():
+                out.rename(earlier)
+    except BaseException:
+        if earlier.exists():
+            earlier.rename(out)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 if __name__ == "__main__":
+    own_error_stream()
     sys.exit(main())

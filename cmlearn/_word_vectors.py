@@ -16,7 +16,7 @@ from cmlearn.runtime import cache_dir, replace_when_whole
 # Part of the cache's file names: raise it when the same text would be read differently.
 _READER = 1
 _BLOCK = 1 << 20  # bytes of text parsed at a time; larger ones miss the CPU's cache
-_BUNDLED = ("glove-6b-50d",)
+BUNDLED = ("glove-6b-50d",)
 
 
 class TextError(ValueError):
@@ -208,13 +208,13 @@ def load_word_vectors(source: str | os.PathLike = "glove-6b-50d") -> WordVectors
     >>> load_word_vectors()
     <WordVectors glove-6b-50d: 400000 words, 50 dimensions>
     """
-    if source in _BUNDLED:
+    if source in BUNDLED:
         return _open_bundled(source)
     path = Path(source).expanduser()
     if not path.is_file():
         raise TextError(
             f"{source}: no such file of word vectors. Give the path of a glove.*.txt or .vec "
-            f"file, or one of the names that come by pip: {', '.join(_BUNDLED)}"
+            f"file, or one of the names that come by pip: {', '.join(BUNDLED)}"
         )
     status = path.stat()
     return _open_text(str(path.resolve()), status.st_size, status.st_mtime_ns)

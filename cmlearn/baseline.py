@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
@@ -148,7 +146,7 @@ def split_pairs(
     ValueError
         If a class has a single pair or group, or a part is too small to hold every class.
     """
-    members = pd.Series(groups).groupby(np.asarray(labels, dtype=object)).nunique()
+    members = _groups_of_each_class(labels, groups)
     lonely = sorted(str(name) for name, size in members.items() if size < 2)
     if lonely:
         raise ValueError(
@@ -169,7 +167,18 @@ def split_pairs(
             train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels)
         )
     folds = StratifiedGroupKFold(max(2, round(1 / test_size)), shuffle=True, random_state=seed)
-    return next(folds.split(rows, labels, groups))
+    for train, test in folds.split(rows, labels, groups):
+        if len(set(labels[train])) == len(set(labels[test])) == len(members):
+            return train, test
+    raise ValueError(
+        f"no split with a test share of {test_size:g} was found that keeps each group whole and "
+        f"has every class on both sides; the class with the fewest groups is {members.idxmin()!r} "
+        f"with {members.min()}. Add groups to the small classes, or change the share."
+    )
+
+
+def _groups_of_each_class(labels: np.ndarray, groups: np.ndarray) -> pd.Series:
+    return pd.Series(groups).groupby(np.asarray(labels, dtype=object)).nunique()
 
 
 def shared_images(train: pd.DataFrame, test: pd.DataFrame) -> int:
@@ -235,14 +244,9 @@ def cross_validate(
     Raises
     ------
     ValueError
-        If a class has fewer pairs than there are folds.
+        If a class has fewer pairs or groups than there are folds.
     """
-    rarest, size = Counter(labels).most_common()[-1]
-    if size < folds:
-        raise ValueError(
-            f"class {rarest!r} has {size} pairs, fewer than the {folds} folds asked for. "
-            f"Use --cv {max(size, 2)} or fewer, or add pairs."
-        )
+    check_folds(labels, groups, folds)
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     scores = {
         name: cross_val_score(model, data, labels, groups=groups, cv=splits, error_score="raise")
@@ -250,3 +254,15 @@ def cross_validate(
     }
     rows = {name: {"mean": s.mean(), "spread": s.std(ddof=1)} for name, s in scores.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def check_folds(labels: np.ndarray, groups: np.ndarray, folds: int) -> None:
+    """Refuse more folds than the rarest class has groups (pairs, where each is its own group)."""
+    members = _groups_of_each_class(labels, groups)
+    rarest, size = members.idxmin(), int(members.min())
+    if size < folds:
+        kind = "pairs" if len(set(groups)) == len(groups) else "groups of pairs"
+        raise ValueError(
+            f"class {rarest!r} has {size} {kind}, fewer than the {folds} folds asked for. "
+            f"Use --cv {max(size, 2)} or fewer, or add pairs."
+        )

@@ -15,6 +15,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -880,12 +881,16 @@ def _read_image_folder(folder: Path, encoding: str) -> list[_Row]:
     return rows
 
 
-def _records(path: Path, encoding: str) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def _records(path: Path, encoding: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """Return the header and, for each row, where it stands and its cells by column."""
     reader = csv.reader(io.StringIO(_read_text(path, encoding), newline=""), strict=True)
-    records = []
-    try:
+    with _naming_line(path, reader):
         header = [cell.strip() for cell in next(reader, [])]
+    return header, _rows_below(path, header, reader)
+
+
+def _rows_below(path: Path, header: list[str], reader) -> Iterator[tuple[str, dict[str, str]]]:
+    with _naming_line(path, reader):
         for cells in reader:
             place = f"{path}, line {reader.line_num}"
             if cells and len(cells) != len(header):
@@ -894,10 +899,15 @@ def _records(path: Path, encoding: str) -> tuple[list[str], list[tuple[str, dict
                     'a text that holds a comma into double quotes: "like, this"'
                 )
             if cells:
-                records.append((place, dict(zip(header, cells, strict=True))))
+                yield place, dict(zip(header, cells, strict=True))
+
+
+@contextmanager
+def _naming_line(path: Path, reader) -> Iterator[None]:
+    try:
+        yield
     except csv.Error as error:
         raise DatasetError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
-    return header, records
 
 
 def _columns(path: Path, header: Iterable[str], *, needs_label: bool) -> dict[str, str]:
@@ -1065,10 +1075,11 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
     Yields
     ------
     table : DataFrame of shape (chunk_size, n_columns)
-        The rows as they stand in the file; of a folder, ``file_name`` (relative to it).
+        The rows as they stand in the file; of a folder, ``file_name`` (relative to it). Those of
+        a Parquet file keep their Arrow types.
     pairs : DataFrame of shape (chunk_size, 1 or 2)
-        ``image`` (str, absolute path) and, where there are texts, ``text`` (str). The index
-        counts the rows from 1.
+        ``image`` (str, absolute path; or bytes, if a Parquet file holds the pictures themselves)
+        and, where there are texts, ``text`` (str). The index of both says where a row stands.
 
     Raises
     ------
@@ -1077,16 +1088,16 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
     """
     place = Path(place).expanduser()
     root, tables = _tables(place, encoding, chunk_size)
-    first = 1
+    empty = True
     for table in tables:
-        table.index = range(first, first + len(table))
-        first += len(table)
+        empty = False
         yield table, _pairs(place, root, table)
-    if first == 1:
-        raise DatasetError(f"{place}: there is no picture in it")
+    if empty:
+        raise DatasetError(f"{place}: there is no picture in it, or no row below the header")
 
 
 def _tables(place: Path, encoding: str, chunk_size: int):
+    """Return the folder that paths are relative to, and the chunks, indexed by their places."""
     if place.is_dir() and (place / "metadata.csv").exists():
         place = place / "metadata.csv"
     if place.is_dir():
@@ -1101,70 +1112,77 @@ def _tables(place: Path, encoding: str, chunk_size: int):
 
 
 def _folder_tables(folder: Path, encoding: str, chunk_size: int):
-    import pandas as pd
-
-    columns = {}
     if (folder / "texts.txt").exists() and (folder / "images").is_dir():
         pictures = sorted(_visible(folder / "images"), key=lambda path: _natural(path.stem))
         _refuse_ties(pictures)
         texts = _lines(folder / "texts.txt", encoding)
         _match_lengths(folder, pictures, texts)
-        columns["text"] = texts
+        columns = {"file_name": pictures, "text": texts}
     else:
         found = (path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
         visible = (
             p for p in found if not any(q.startswith(".") for q in p.relative_to(folder).parts)
         )
-        pictures = sorted(visible, key=lambda path: _natural(str(path)))
-    columns = {"file_name": [str(path.relative_to(folder)) for path in pictures]} | columns
-    for start in range(0, len(pictures), chunk_size):
-        yield pd.DataFrame({n: c[start : start + chunk_size] for n, c in columns.items()})
+        columns = {"file_name": sorted(visible, key=lambda path: _natural(str(path)))}
+    columns["file_name"] = [str(path.relative_to(folder)) for path in columns["file_name"]]
+    records = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return _chunks(((r["file_name"], r) for r in records), list(columns), chunk_size)
 
 
 def _csv_tables(path: Path, encoding: str, chunk_size: int):
+    header, records = _records(path, encoding)
+    _image_column(path, header)
+    return _chunks(records, header, chunk_size)
+
+
+def _chunks(records: Iterable[tuple[str, dict]], columns: list[str], chunk_size: int):
     import pandas as pd
 
-    options = {"dtype": str, "keep_default_na": False, "encoding": encoding}
-    try:
-        with pd.read_csv(path, chunksize=chunk_size, index_col=False, **options) as tables:
-            yield from tables
-    except LookupError as error:
-        raise DatasetError(f"encoding={encoding!r} is not one that Python knows") from error
-    except UnicodeDecodeError:
-        _read_text(path, encoding)  # names the line
-        raise
-    except pd.errors.EmptyDataError as error:
-        raise DatasetError(f"{path} is empty; its first line must name the columns") from error
-    except pd.errors.ParserError as error:
-        raise DatasetError(f"{path}: not valid CSV ({error})") from error
+    records = iter(records)
+    while chunk := list(itertools.islice(records, chunk_size)):
+        places, rows = zip(*chunk, strict=True)
+        yield pd.DataFrame(list(rows), index=list(places), columns=columns)
 
 
 def _parquet_tables(path: Path, chunk_size: int):
+    import pandas as pd
     import pyarrow
     import pyarrow.parquet
 
+    first = 1
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _image_column(path, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=chunk_size):
-                yield batch.to_pandas()
+                # Arrow's types, because a chunk without missing cells would get others from pandas.
+                table = batch.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+                table.index = [f"{path}, row {first + n}" for n in range(len(table))]
+                first += len(table)
+                yield table
     except pyarrow.ArrowInvalid as error:
         raise DatasetError(f"{path}: not a Parquet file that can be read ({error})") from error
+
+
+def _image_column(place: Path, header: Iterable[str]) -> str:
+    doubled = [name for name, count in Counter(header).items() if count > 1]
+    if doubled:
+        raise DatasetError(f"{place}: the column {doubled[0]!r} comes twice; rename one")
+    columns = [name for name in ("image", "file_name") if name in header]
+    if len(columns) != 1:
+        raise DatasetError(
+            f"{place}: expected one column image or file_name; its columns are "
+            f"{', '.join(map(repr, header)) or 'none'}"
+        )
+    return columns[0]
 
 
 def _pairs(place: Path, root: Path, table):
     import pandas as pd
 
-    columns = [name for name in ("image", "file_name") if name in table]
-    if len(columns) != 1:
-        raise DatasetError(
-            f"{place}: expected one column image or file_name; its columns are "
-            f"{', '.join(map(repr, table.columns))}"
-        )
-    cells = {
-        "image": [_picture(root, f"{place}, row {n}", v) for n, v in table[columns[0]].items()]
-    }
+    images = table[_image_column(place, table.columns)].items()
+    cells = {"image": [_picture(root, row, value) for row, value in images]}
     if "text" in table:
-        cells["text"] = [_said(f"{place}, row {n}", v) for n, v in table["text"].items()]
+        cells["text"] = [_said(row, value) for row, value in table["text"].items()]
     return pd.DataFrame(cells, index=table.index, dtype=object)
 
 
@@ -1172,7 +1190,7 @@ def _picture(root: Path, place: str, value: object) -> str | bytes:
     if isinstance(value, dict) and value.get("bytes"):
         return value["bytes"]
     name = value.get("path") if isinstance(value, dict) else value
-    return str(_inside(root, place, _cell(place, "image", name)))
+    return str(_inside(root, place, _cell(place, "image", name if isinstance(name, str) else None)))
 
 
 def _said(place: str, value: object) -> str:

@@ -7,6 +7,8 @@ travel inside ``model.skops`` as their configuration (JSON) and their weight arr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sklearn.base import BaseEstimator
@@ -15,8 +17,8 @@ from cmlearn.runtime import replace_when_whole
 
 MODEL_FILE = "model.skops"
 
-# Types beyond NumPy's, SciPy's and scikit-learn's that a model of ours may hold. A name that is not
-# here is refused at loading, because a model file may come from a stranger.
+# Types that a model of ours may hold beyond those of NumPy, SciPy and scikit-learn that skops
+# trusts. Any other is refused at loading, because a model file may come from a stranger.
 TRUSTED_TYPES = frozenset(
     {
         "cmlearn.fusion.Fusion",
@@ -26,6 +28,8 @@ TRUSTED_TYPES = frozenset(
         "cmlearn.models.NeuralClassifier",
         "cmlearn.text.GloVeEncoder",
         "cmlearn.text.tokenize",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
     }
 )
 
@@ -85,16 +89,23 @@ def load_model(folder: str | Path) -> BaseEstimator:
         raise ModelFileError(
             f"{path} does not exist. Give the folder that `python -m cmlearn train … --out` wrote."
         )
-    try:
+    with _naming_damage(path):
         unknown = set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES
-    except Exception as error:
-        raise ModelFileError(
-            f"{path} is not a whole skops file ({error}). Train the model again, or copy the "
-            "folder again."
-        ) from error
     if unknown:
         raise ModelFileError(
             f"{path} holds types that cmlearn does not trust: {', '.join(sorted(unknown))}. "
             "Nothing was loaded. Load only models from people whom you know."
         )
-    return skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
+    with _naming_damage(path):
+        return skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged file leads to whatever its readers stumble over
+        raise ModelFileError(
+            f"{path} is not a whole skops file ({error}). Train the model again, or copy the "
+            "folder again."
+        ) from error

@@ -7,13 +7,14 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from cmlearn._word_vectors import TextError, WordVectors, load_word_vectors
+from cmlearn._word_vectors import BUNDLED, TextError, WordVectors, load_word_vectors
 
 __all__ = [
     "GloVeEncoder",
@@ -395,6 +396,11 @@ class GloVeEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return scipy.sparse.csr_matrix((value, (i, j)), shape=(len(documents), width), dtype=float)
 
     def _fitted_vectors(self) -> WordVectors:
+        if self.vectors not in BUNDLED and not Path(self.vectors).expanduser().is_file():
+            raise TextError(
+                f"the word vectors {self.vectors}, with which this encoder was fitted, are not "
+                "there: put the file back, or call set_params(vectors=...) on the fitted encoder"
+            )
         vectors = load_word_vectors(self.vectors)
         if vectors.content_hash != self.vectors_hash_:
             raise TextError(
@@ -409,12 +415,12 @@ class GloVeEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             return
         empty = sum(not documents[row] for row in unknown)
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        warnings.warn(
+        warning = OutOfVocabularyWarning(
             f"{len(unknown)} of {len(documents)} texts have no word with a vector ({empty} of them "
-            f"no word at all) and became zero vectors: row {shown}",
-            OutOfVocabularyWarning,
-            stacklevel=4,
+            f"no word at all) and became zero vectors: row {shown}"
         )
+        warning.texts = [" ".join(documents[row]) for row in unknown]
+        warnings.warn(warning, stacklevel=4)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
