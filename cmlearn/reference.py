@@ -28,6 +28,21 @@ from cmlearn.text import GloVeEncoder
 RUNS = Path(__file__).resolve().parent.parent / "book" / "_runs"
 SEEDS = (0, 1, 2)
 FOLDS = 5
+# What the scores depend on: a change in another module does not make a stored run stale.
+SOURCES = [
+    f"cmlearn/{module}.py"
+    for module in (
+        "_word_vectors",
+        "datasets",
+        "efficientnet",
+        "fusion",
+        "image",
+        "metrics",
+        "models",
+        "reference",
+        "text",
+    )
+]
 
 
 def macro_f1(y_true: np.ndarray, y_pred: np.ndarray) -> float:
@@ -122,7 +137,7 @@ def run_emoji(path: Path = RUNS / "emoji.json") -> None:
         for classifier, entries in gains.items():
             entries.append(gain(predictions, labels, groups, classifier=classifier, seed=seed))
     results = {"seeds": SEEDS, "folds": FOLDS, "n_pairs": len(labels), "scores": scores}
-    save_run(path, results | {"gains": gains})
+    save_run(path, results | {"gains": gains}, sources=SOURCES)
     print(f"Wrote {path}")
 
 
