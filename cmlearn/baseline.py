@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
@@ -167,7 +169,11 @@ def split_pairs(
             train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels)
         )
     folds = StratifiedGroupKFold(max(2, round(1 / test_size)), shuffle=True, random_state=seed)
-    for train, test in folds.split(rows, labels, groups):
+    with warnings.catch_warnings():
+        # A class need not be in every fold: the first one that has all classes is taken.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        splits = list(folds.split(rows, labels, groups))
+    for train, test in splits:
         if len(set(labels[train])) == len(set(labels[test])) == len(members):
             return train, test
     raise ValueError(

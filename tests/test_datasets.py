@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.metrics import mutual_info_score
 
 from cmlearn.assets import fetch
-from cmlearn.datasets import DatasetError, Scene, load_emoji, load_folder, load_scenes
+from cmlearn.datasets import DatasetError, Scene, iter_pairs, load_emoji, load_folder, load_scenes
 
 # Emoji
 
@@ -460,3 +460,35 @@ def test_a_broken_parquet_file_and_unknown_places(tmp_path):
         load_folder(tmp_path)
     with pytest.raises(DatasetError, match="nowhere: there is no such"):
         load_folder(tmp_path / "nowhere")
+
+
+# iter_pairs; what is wrong in a CSV file is tested through the command line
+
+
+def test_pairs_come_in_chunks_and_equal_those_of_load_folder(article):
+    chunks = list(iter_pairs(article, chunk_size=2))
+    assert len(chunks) > 1 and {len(pairs) for _, pairs in chunks[:-1]} == {2}
+    together = pd.concat([pairs for _, pairs in chunks])
+    expected = load_folder(article).data
+    assert list(together["image"]) == list(expected["image"])
+    assert list(together["text"]) == list(expected["text"])
+    assert list(together.index) == list(pd.concat([table for table, _ in chunks])["file_name"])
+
+
+def test_pairs_of_a_csv_are_indexed_by_their_lines(tmp_path):
+    (tmp_path / "x.csv").write_text('image,text,note\na.png,"two\nlines",1\n\nb.png,x,2\n')
+    ((table, pairs),) = iter_pairs(tmp_path / "x.csv")
+    assert list(pairs.index) == [f"{tmp_path}/x.csv, line {n}" for n in (3, 5)]
+    assert list(pairs["image"]) == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert list(pairs["text"]) == ["two\nlines", "x"]
+    assert list(table["note"]) == ["1", "2"]
+
+
+def test_pairs_of_a_parquet_file_name_a_missing_text(tmp_path):
+    table = pd.DataFrame({"image": ["a.png", "b.png"], "text": ["x", None]})
+    table.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DatasetError, match=r"x\.parquet, row 2: the text is .*write one"):
+        list(iter_pairs(tmp_path / "x.parquet"))
+    (tmp_path / "x.parquet").write_bytes(b"no")
+    with pytest.raises(DatasetError, match="not a Parquet file that can be read"):
+        list(iter_pairs(tmp_path / "x.parquet"))

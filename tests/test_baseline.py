@@ -1,0 +1,105 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import train_test_split
+
+from cmlearn.baseline import (
+    build_classifier,
+    build_models,
+    check_folds,
+    compare,
+    cross_validate,
+    shared_images,
+    split_pairs,
+)
+
+
+def test_without_groups_the_split_is_scikit_learns_stratified_one():
+    labels = np.array(["a"] * 30 + ["b"] * 10, dtype=object)
+    train, test = split_pairs(labels, np.arange(40), test_size=0.25, seed=3)
+    expected = train_test_split(np.arange(40), test_size=0.25, random_state=3, stratify=labels)
+    np.testing.assert_array_equal(train, expected[0])
+    np.testing.assert_array_equal(test, expected[1])
+
+
+def test_groups_stay_whole_and_every_class_is_on_both_sides():
+    labels = np.repeat(np.array(["a", "b", "c"], dtype=object), [20, 12, 4])
+    groups = np.array([f"{label}{n // 2}" for n, label in enumerate(labels)])  # c: two groups
+    for seed in range(10):
+        train, test = split_pairs(labels, groups, seed=seed)
+        assert sorted([*train, *test]) == list(range(36))
+        assert not set(groups[train]) & set(groups[test])
+        assert set(labels[train]) == set(labels[test]) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "share", "message"),
+    [
+        ("aaab", "1234", 0.5, "a single pair .* b"),
+        ("aabb", "1233", 0.5, r"single group\): b"),
+        ("aabbcc", "123456", 0.2, "4 for training and 2 for the test, but there are 3 classes"),
+        ("aabb", "1212", 0.2, "2 classes and each part"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(labels, groups, share, message):
+    with pytest.raises(ValueError, match=message):
+        split_pairs(np.array(list(labels)), np.array(list(groups)), test_size=share)
+
+
+def test_copies_are_found_by_content(tmp_path):
+    for name, value in [("a", 0), ("b", 9), ("c", 0), ("d", 5)]:
+        Image.new("L", (4, 4), value).save(tmp_path / f"{name}.png")
+    paths = {name: str(tmp_path / f"{name}.png") for name in "abcd"}
+    train = pd.DataFrame({"image": [paths["a"], paths["b"]]})
+    test = pd.DataFrame({"image": [paths["c"], paths["d"]]})
+    assert shared_images(train, test) == 1
+    arrays = pd.Series([np.zeros((2, 2, 3)), np.ones((2, 2, 3))])
+    assert shared_images(pd.DataFrame({"image": arrays}), pd.DataFrame({"image": arrays[1:]})) == 1
+
+
+def test_compare_equals_scikit_learns_scores(rng):
+    y_true = rng.choice(["a", "b", "c"], 60)
+    y_pred = np.where(rng.random(60) < 0.7, y_true, "a")
+    table = compare({"model": y_pred, "perfect": y_true}, y_true)
+    assert table.loc["model", "accuracy"] == accuracy_score(y_true, y_pred)
+    assert table.loc["model", "macro F1"] == f1_score(y_true, y_pred, average="macro")
+    assert table.loc["model", "low"] < table.loc["model", "accuracy"] < table.loc["model", "high"]
+    assert list(table.loc["perfect"]) == [1, 1, 1, 1]
+    spread = np.sqrt(table.loc["model", "accuracy"] * (1 - table.loc["model", "accuracy"]) / 60)
+    width = table.loc["model", "high"] - table.loc["model", "low"]
+    assert width == pytest.approx(2 * 1.96 * spread, rel=0.3)  # the normal approximation
+
+
+def test_cross_validation_keeps_groups_whole(rng):
+    """Rows of a group are the same, so that memory would score 1 if groups were torn apart."""
+    n_groups = 40
+    labels = np.repeat(rng.permutation(np.array(["a", "b"] * (n_groups // 2), dtype=object)), 5)
+    groups = np.repeat(np.arange(n_groups), 5)
+    X = np.repeat(rng.normal(size=(n_groups, 4)), 5, axis=0)
+    machine = build_classifier("rbf-svm", seed=0)
+    whole = cross_validate({"m": machine}, X, labels, groups, folds=4, seed=0)
+    torn = cross_validate({"m": machine}, X, labels, np.arange(200), folds=4, seed=0)
+    assert whole.loc["m", "mean"] < 0.7 < 0.95 < torn.loc["m", "mean"]
+
+
+def test_too_many_folds_are_refused_by_groups():
+    labels = np.array(list("aaaaaabbbbbb"))
+    check_folds(labels, np.arange(12), 6)
+    with pytest.raises(ValueError, match="class 'a' has 6 pairs, fewer than the 7 folds"):
+        check_folds(labels, np.arange(12), 7)
+    with pytest.raises(ValueError, match="has 3 groups of pairs, fewer than the 4 folds"):
+        check_folds(labels, np.arange(12) // 2, 4)
+
+
+def test_the_articles_classifier_is_the_default():
+    machine = build_models()["image + text"].named_steps["classifier"]
+    assert type(machine).__name__ == "SVC" and machine.kernel == "linear"
+    assert list(build_models()) == [
+        "image + text",
+        "image alone",
+        "text alone",
+        "most frequent class",
+    ]
+    assert hasattr(build_classifier("rbf-svm", seed=0, probabilities=True), "predict_proba")
