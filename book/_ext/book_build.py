@@ -12,13 +12,14 @@ import re
 import shutil
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.util import logging
 
 log = logging.getLogger(__name__)
 
 KERNEL_ENVIRONMENT = {
     "CMLEARN_BOOK_BUILD": "1",  # cmlearn.book.glue hands values to the book
-    "TF_CPP_MIN_LOG_LEVEL": "3",  # without a GPU TensorFlow logs an error about it
+    "TF_CPP_MIN_LOG_LEVEL": "2",
     "TQDM_DISABLE": "1",  # a progress bar that stands still is noise on a page
 }
 
@@ -34,6 +35,7 @@ def setup(app):
     # After napoleon (priority 500) has turned numpydoc sections into reStructuredText.
     app.connect("autodoc-process-docstring", flatten_references, priority=900)
     app.connect("autodoc-skip-member", skip_metadata_requests)
+    app.connect("doctree-read", drop_tensorflow_log)
     # After the theme's launch buttons (priority 500 and later), which copy the executed notebook.
     app.connect("html-page-context", offer_plain_notebook, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -47,8 +49,9 @@ def prepare_theme(app, config):
     page; this book has no button for it.
     """
     config.html_context["default_mode"] = "auto"
+    unwanted = {"init_thebe_core", "update_thebe_context"}
     for listeners in app.events.listeners.values():
-        listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
+        listeners[:] = [one for one in listeners if one.handler.__name__ not in unwanted]
 
 
 def drop_stale_cache(app, config):
@@ -129,3 +132,33 @@ def flatten_references(app, what, name, obj, options, lines):
 def skip_metadata_requests(app, what, name, obj, skip, options):
     """Leave out the methods that scikit-learn generates; their texts refer to its own pages."""
     return True if re.match(r"set_\w+_request$|get_metadata_routing$", name) else None
+
+
+TENSORFLOW_LOG = re.compile(r"WARNING: All log messages before absl|[IWE]0000 \d\d:\d\d:")
+
+
+def drop_tensorflow_log(app, doctree):
+    """Take out of the pages' outputs what TensorFlow logs while it starts.
+
+    No environment variable keeps TensorFlow 2.21 from writing these lines, and they say what
+    processor the book was built on, not what the reader's cell did. All else on the error stream
+    stays.
+    """
+    for node in list(doctree.findall(nodes.literal_block)):
+        if "stderr" not in node["classes"]:
+            continue
+        lines = node.astext().splitlines(keepends=True)
+        kept = "".join(line for line in lines if not TENSORFLOW_LOG.match(line))
+        if kept == node.astext():
+            continue
+        if kept.strip():
+            node.replace_self(nodes.literal_block(kept, kept, **node.attributes))
+        else:
+            remove_with_empty_parents(node)
+
+
+def remove_with_empty_parents(node):
+    parent = node.parent
+    parent.remove(node)
+    if not parent.children and isinstance(parent, nodes.container):
+        remove_with_empty_parents(parent)
