@@ -51,7 +51,9 @@ def prepare_theme(app, config):
     config.html_context["default_mode"] = "auto"
     unwanted = {"init_thebe_core", "update_thebe_context"}
     for listeners in app.events.listeners.values():
-        listeners[:] = [one for one in listeners if one.handler.__name__ not in unwanted]
+        listeners[:] = [
+            one for one in listeners if getattr(one.handler, "__name__", "") not in unwanted
+        ]
 
 
 def drop_stale_cache(app, config):
