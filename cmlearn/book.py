@@ -93,7 +93,10 @@ def page_footer() -> Any:
 
     from cmlearn.runtime import provenance
 
-    run = {name.replace("_", " "): _shown(value) for name, value in provenance().items()}
+    facts = provenance()
+    facts["code_hash"] = facts["code_hash"][:12]
+    facts["peak_memory_(MiB)"] = facts.pop("peak_memory_mib")
+    run = {name.replace("_", " "): _shown(value) for name, value in facts.items()}
     pd.set_option("display.max_colwidth", None)
     return pd.DataFrame({"this run": run})
 

@@ -54,6 +54,7 @@ def test_page_footer_names_the_run():
     table = book.page_footer()
     assert list(table.columns) == ["this run"]
     assert table.loc["profile", "this run"] == "quick"
+    assert int(table.loc["peak memory (MiB)", "this run"]) > 10
     assert not table["this run"].str.contains("{", regex=False).any()
 
 
