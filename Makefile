@@ -59,7 +59,7 @@ test-browser: $(READY)
 test-newest:
 	@sh tests/make_venv.sh .venv-newest
 	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade \
-	    --editable ".[emoji,weights,test]" jupytext nbformat beautifulsoup4 pyyaml
+	    --editable ".[emoji,weights,test]" jupytext nbformat beautifulsoup4 pybtex pyyaml
 	.venv-newest/bin/python -m pytest
 
 pins:
