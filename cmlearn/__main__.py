@@ -114,9 +114,7 @@ def _add_train(commands) -> None:
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument("--cv", type=_folds, metavar="K", help="also cross-validate on K folds")
     _add_encoder_options(parser)
-    parser.add_argument(
-        "--encoding", default="utf-8", help="of texts.txt or the CSV; default: %(default)s"
-    )
+    _add_encoding_option(parser, "of texts.txt or the CSV")
 
 
 def _add_evaluate(commands) -> None:
@@ -125,9 +123,7 @@ def _add_evaluate(commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder written by train")
     parser.add_argument("data", metavar="DIR", help="the labelled pairs")
-    parser.add_argument(
-        "--encoding", default="utf-8", help="of texts.txt or the CSV; default: %(default)s"
-    )
+    _add_encoding_option(parser, "of texts.txt or the CSV")
 
 
 def _add_predict(commands) -> None:
@@ -141,7 +137,7 @@ def _add_predict(commands) -> None:
     parser.add_argument(
         "--out", required=True, metavar="CSV", help="the rows with the predicted class"
     )
-    parser.add_argument("--encoding", default="utf-8", help="of the CSV; default: %(default)s")
+    _add_encoding_option(parser, "of the CSV")
 
 
 def _add_embed(commands) -> None:
@@ -155,7 +151,7 @@ def _add_embed(commands) -> None:
         "--out", required=True, metavar="PARQUET", help="the features, a row a pair"
     )
     _add_encoder_options(parser)
-    parser.add_argument("--encoding", default="utf-8", help="of the CSV; default: %(default)s")
+    _add_encoding_option(parser, "of the CSV")
 
 
 def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +166,10 @@ def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--glove", metavar="FILE", default="glove-6b-50d", help="word vectors; default: %(default)s"
     )
+
+
+def _add_encoding_option(parser: argparse.ArgumentParser, of: str) -> None:
+    parser.add_argument("--encoding", default="utf-8", help=f"{of}; default: %(default)s")
 
 
 def _fraction(text: str) -> float:

@@ -27,7 +27,6 @@ TRUSTED_TYPES = frozenset(
         "cmlearn.image.PretrainedCNN",
         "cmlearn.models.NeuralClassifier",
         "cmlearn.text.GloVeEncoder",
-        "cmlearn.text.tokenize",
         "sklearn.calibration._CalibratedClassifier",
         "sklearn.calibration._SigmoidCalibration",
     }
