@@ -2,6 +2,7 @@
 
 import warnings
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import softmax
@@ -16,7 +17,191 @@ from sklearn.utils.metaestimators import _BaseComposition, available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-__all__ = ["Fusion", "LateFusion"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Fusion", "LateFusion", "feature_table", "stack_features"]
+
+
+def feature_table(**modalities) -> "pd.DataFrame":
+    """Lay the features of several modalities side by side, one row a pair.
+
+    Vectors and sequences of any length travel in one table that scikit-learn can split, and a
+    modality that a pair lacks is ``None``.
+
+    Parameters
+    ----------
+    **modalities : array, list or tuple
+        One column each, named by its keyword, such as ``image=…, text=…``:
+
+        - an array (n, d): a vector a row;
+        - an array (n, positions, d): a sequence or grid a row;
+        - a list of n arrays, (d,) each or (length, d) each, with ``None`` for what is missing;
+        - a tuple ``(tokens (n, length, d), mask (n, length) bool)``: where ``mask`` is False is
+          padding, which is left out of the table.
+
+        A sequence without a single position counts as missing.
+
+    Returns
+    -------
+    DataFrame
+        n rows; its cells are float32 arrays, (d,) or (length, d), or ``None``.
+
+    Raises
+    ------
+    ValueError
+        If the modalities have unequal numbers of rows, or a row holds NaN, something that is not
+        a number, or another width than the rows before it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.ones((3, 4))
+    >>> words = [np.ones((2, 5)), None, np.ones((7, 5))]
+    >>> table = feature_table(image=image, text=words)
+    >>> table["image"][0].shape, table["text"][2].shape, table["text"][1]
+    ((4,), (7, 5), None)
+    """
+    import pandas as pd
+
+    if not modalities:
+        raise ValueError("a feature table needs at least one modality, such as image=features")
+    columns = {name: _cells(name, values) for name, values in modalities.items()}
+    lengths = {name: len(cells) for name, cells in columns.items()}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"every modality needs one entry a pair, but the lengths are: {counts}")
+    return pd.DataFrame({name: _object_array(cells) for name, cells in columns.items()})
+
+
+def stack_features(column, *, cell_shape: tuple | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return a column of a feature table as one array and the mask of what it holds.
+
+    Parameters
+    ----------
+    column : sequence of length n
+        Float arrays (d,), or float arrays (length, d) with any lengths; ``None`` (or NaN, which
+        pandas puts in its place when it joins tables) is missing.
+    cell_shape : tuple of int, optional
+        ``array.shape[1:]`` of the training rows, (d,) or (length, d). Rows of another kind or
+        width are refused, and a column in which all is missing gets zeros of this shape.
+
+    Returns
+    -------
+    array : ndarray of shape (n, d) or (n, longest, d), float32
+        Missing rows, and the padding behind shorter sequences, are zeros.
+    mask : ndarray of shape (n,) or (n, longest), bool
+        True where a row is present, or where a position is.
+
+    Raises
+    ------
+    ValueError
+        If a row holds NaN, something that is not a number, or another width than the rows before
+        it, or if every row is missing and ``cell_shape`` does not say what they would have been.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tokens, mask = stack_features([np.ones((2, 5)), None, np.ones((1, 5))])
+    >>> tokens.shape, mask.tolist()
+    ((3, 2, 5), [[True, True], [False, False], [True, False]])
+    """
+    name = getattr(column, "name", None) or "features"
+    cells = _checked_cells(name, list(column))
+    shapes = [cell.shape for cell in cells if cell is not None]
+    if not shapes and cell_shape is None:
+        raise ValueError(
+            f"{name!r} is missing in all of the {len(cells)} rows, so its width is not known; pass "
+            "cell_shape, the shape of a training row"
+        )
+    if shapes and cell_shape is not None:
+        _check_same_kind(name, shapes[0], tuple(cell_shape))
+    if len((shapes or [cell_shape])[0]) == 1:
+        return _stack_vectors(cells, *(shapes or [cell_shape])[0])
+    longest = max((shape[0] for shape in shapes), default=(cell_shape or (0,))[0])
+    return _stack_sequences(cells, longest, (shapes or [cell_shape])[0][1])
+
+
+def _cells(name: str, values) -> list:
+    if isinstance(values, tuple):
+        values = _without_padding(name, *values)
+    return _checked_cells(name, list(values))
+
+
+def _without_padding(name: str, tokens, mask) -> list:
+    tokens, mask = np.asarray(tokens), np.asarray(mask)
+    if mask.dtype != bool or tokens.ndim != 3 or mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"{name!r} must be (tokens (n, length, d), mask (n, length) bool); got shapes "
+            f"{tokens.shape} and {mask.shape}, the mask of type {mask.dtype}"
+        )
+    return [row[real] for row, real in zip(tokens, mask, strict=True)]
+
+
+def _checked_cells(name: str, cells: list) -> list:
+    checked = [_checked_cell(name, row, cell) for row, cell in enumerate(cells)]
+    present = [(row, cell.shape) for row, cell in enumerate(checked) if cell is not None]
+    for row, shape in present:
+        if len(shape) != len(present[0][1]) or shape[-1] != present[0][1][-1]:
+            raise ValueError(
+                f"{name!r} has shape {shape} in row {row}, but {present[0][1]} in row "
+                f"{present[0][0]}; all rows need the same width, and all be vectors (d,) or all "
+                "sequences (length, d)"
+            )
+    return checked
+
+
+def _checked_cell(name: str, row: int, cell) -> np.ndarray | None:
+    if cell is None or (isinstance(cell, float) and np.isnan(cell)):
+        return None
+    values = np.asarray(cell)
+    if values.dtype.kind not in "fiub" or values.ndim not in (1, 2) or values.shape[-1] == 0:
+        raise ValueError(
+            f"{name!r} must hold arrays of numbers, (d,) or (length, d); row {row} holds "
+            f"{type(cell).__name__} of type {values.dtype} and shape {values.shape}. Encode it "
+            "first, or write None where it is missing"
+        )
+    if len(values) == 0:
+        return None
+    with np.errstate(over="ignore"):  # too large for float32: infinite, and refused below
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{name!r} holds NaN or infinite values in row {row}; write None where the whole row "
+            "is missing"
+        )
+    return values
+
+
+def _check_same_kind(name: str, shape: tuple, expected: tuple) -> None:
+    if len(shape) != len(expected) or shape[-1] != expected[-1]:
+        raise ValueError(f"{name!r} has rows of shape {shape}; in training they were {expected}")
+
+
+def _object_array(cells: list) -> np.ndarray:
+    # Filled one by one: np.array would make a matrix of cells that happen to be equally long.
+    column = np.empty(len(cells), dtype=object)
+    for row, cell in enumerate(cells):
+        column[row] = cell
+    return column
+
+
+def _stack_vectors(cells: list, width: int) -> tuple[np.ndarray, np.ndarray]:
+    present = np.array([cell is not None for cell in cells], dtype=bool)
+    array = np.zeros((len(cells), width), np.float32)
+    for row in np.flatnonzero(present):
+        array[row] = cells[row]
+    return array, present
+
+
+def _stack_sequences(cells: list, longest: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    array = np.zeros((len(cells), longest, width), np.float32)
+    mask = np.zeros((len(cells), longest), dtype=bool)
+    for row, cell in enumerate(cells):
+        if cell is not None:
+            array[row, : len(cell)] = cell
+            mask[row, : len(cell)] = True
+    return array, mask
 
 
 class _NamedParts(_BaseComposition):
