@@ -1,16 +1,21 @@
 """Neural networks as scikit-learn estimators, in Keras 3."""
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from cmlearn._training import (
+    KerasClassifier,
+    check_training_parameters,
+    split_off_validation,
+    train_network,
+)
+
 __all__ = ["NeuralClassifier"]
 
 
-class NeuralClassifier(ClassifierMixin, BaseEstimator):
+class NeuralClassifier(KerasClassifier):
     """Multilayer perceptron in Keras, with dropout and early stopping.
 
     The features are shifted and scaled by one number each for the whole table, not feature
@@ -89,17 +94,14 @@ class NeuralClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X, y):
         """Train on features ``X`` (n, d) and labels ``y`` (n,) of any type."""
-        self._check_parameters()
+        check_training_parameters(self)
         X, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                "a classifier needs at least two classes, but y holds one class only: "
-                f"{self.classes_.tolist()[0]!r}"
-            )
+        codes = self._encode_labels(y)
         random_state = check_random_state(self.random_state)
-        train, validation = self._split(codes, random_state)
+        train, validation = split_off_validation(
+            codes, self.classes_, self.validation_fraction, random_state
+        )
         self._train(X, codes, train, validation, random_state)
         return self
 
@@ -114,46 +116,6 @@ class NeuralClassifier(ClassifierMixin, BaseEstimator):
         batches = [model(X[i : i + 1024], training=False) for i in range(0, len(X), 1024)]
         return np.concatenate([keras.ops.convert_to_numpy(batch) for batch in batches])
 
-    def predict(self, X) -> np.ndarray:
-        """Return the most probable label of every row, (n,)."""
-        probabilities = self.predict_proba(X)
-        return self.classes_[probabilities.argmax(axis=1)]
-
-    def __getstate__(self) -> dict:
-        state = super().__getstate__().copy()
-        state.pop("_model", None)
-        return state
-
-    def _check_parameters(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction must be at least 0 and below 1; "
-                f"got {self.validation_fraction!r}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout!r}")
-        for name in ("batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
-
-    def _split(self, codes: np.ndarray, random_state) -> tuple:
-        """Return the row numbers of the training and of the stratified validation part."""
-        rows = np.arange(len(codes))
-        if self.validation_fraction == 0:
-            return rows, None
-        counts = np.bincount(codes)
-        if counts.min() < 2:
-            raise ValueError(
-                f"class {self.classes_.tolist()[counts.argmin()]!r} has one row only, but early "
-                "stopping needs at least two of each class, one to train on and one to validate; "
-                "add rows, leave the class out, or set validation_fraction=0"
-            )
-        n_validation = max(round(len(codes) * self.validation_fraction), len(counts))
-        n_validation = min(n_validation, len(codes) - len(counts))
-        return train_test_split(
-            rows, test_size=n_validation, stratify=codes, random_state=random_state
-        )
-
     def _train(self, X, codes, train, validation, random_state) -> None:
         import keras
 
@@ -164,24 +126,19 @@ class NeuralClassifier(ClassifierMixin, BaseEstimator):
             loss="sparse_categorical_crossentropy",
             metrics=["accuracy"],
         )
-        callbacks = [_progress_bar(self.epochs)] if self.verbose else []
-        if validation is not None:
-            callbacks.append(
-                keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True)
-            )
-        history = model.fit(
-            _shuffled_batches(X[train], codes[train], self.batch_size, seed),
-            validation_data=None if validation is None else (X[validation], codes[validation]),
+        self.history_ = train_network(
+            model,
+            (X, codes),
+            train,
+            validation,
+            batch_size=self.batch_size,
             epochs=self.epochs,
-            shuffle=False,  # the batches are shuffled already, and reproducibly
-            callbacks=callbacks,
-            verbose=0,
+            patience=self.patience,
+            seed=seed,
+            verbose=self.verbose,
         )
-        self.history_ = {name: list(map(float, v)) for name, v in history.history.items()}
         self.best_epoch_ = int(np.argmin(self.history_.get("val_loss", self.history_["loss"])))
-        self.config_ = model.to_json()
-        self.weights_ = model.get_weights()
-        self._model = model
+        self._keep(model)
 
     def _build(self, X: np.ndarray, seed: int):
         import keras
@@ -202,52 +159,3 @@ class NeuralClassifier(ClassifierMixin, BaseEstimator):
             len(self.classes_), activation="softmax", kernel_initializer=glorot(seed + 1)
         )
         return keras.Sequential([*layers, output])
-
-    def _keras_model(self):
-        """Return the network, rebuilt from its configuration if it was just loaded."""
-        if not hasattr(self, "_model"):
-            import keras
-
-            self._model = keras.models.model_from_json(self.config_)
-            self._model.set_weights(self.weights_)
-        return self._model
-
-
-def _shuffled_batches(X: np.ndarray, codes: np.ndarray, batch_size: int, seed: int):
-    """Return the batches as a Keras data set with a random generator of its own.
-
-    Keras's own shuffling takes its seed from the whole process, which fitting a classifier
-    should neither depend on nor change.
-    """
-    import keras
-
-    class ShuffledBatches(keras.utils.PyDataset):
-        def __init__(self):
-            super().__init__()
-            self.rng = np.random.default_rng(seed)
-            self.order = self.rng.permutation(len(X))
-
-        def __len__(self):
-            return -(-len(X) // batch_size)
-
-        def __getitem__(self, index):
-            rows = self.order[index * batch_size : (index + 1) * batch_size]
-            return X[rows], codes[rows]
-
-        def on_epoch_end(self):
-            self.order = self.rng.permutation(len(X))
-
-    return ShuffledBatches()
-
-
-def _progress_bar(epochs: int):
-    import keras
-    from tqdm import tqdm
-
-    bar = tqdm(total=epochs, desc="training", unit="epoch", disable=None)
-
-    def show(epoch, logs):
-        bar.set_postfix({name: f"{value:.3f}" for name, value in logs.items()}, refresh=False)
-        bar.update()
-
-    return keras.callbacks.LambdaCallback(on_epoch_end=show, on_train_end=lambda logs: bar.close())

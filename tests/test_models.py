@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from cmlearn._training import shuffled_batches, split_off_validation
 from cmlearn.models import NeuralClassifier
 
 keras = pytest.importorskip("keras")
@@ -108,9 +109,10 @@ def test_no_hidden_layer_is_logistic_regression():
 
 def test_validation_part_holds_every_class_of_a_small_table():
     X, y = blobs(6)
-    train, validation = small()._split(np.array([0, 0, 1, 1, 2, 2]), np.random.RandomState(0))
+    codes = np.array([0, 0, 1, 1, 2, 2])
+    train, validation = split_off_validation(codes, np.arange(3), 0.15, np.random.RandomState(0))
     assert sorted([*train, *validation]) == list(range(6))
-    assert sorted(np.array([0, 0, 1, 1, 2, 2])[validation]) == [0, 1, 2]
+    assert sorted(codes[validation]) == [0, 1, 2]
     assert len(small().fit(X, np.repeat(["a", "b", "c"], 2)).history_["val_loss"]) == 5
 
 
@@ -137,10 +139,8 @@ def test_fit_leaves_numpys_global_generator_alone():
 
 
 def test_batches_are_reshuffled_every_epoch_and_cover_all_rows():
-    from cmlearn.models import _shuffled_batches
-
     X = np.arange(10, dtype=np.float32)[:, None]
-    batches = _shuffled_batches(X, np.arange(10), 4, seed=0)
+    batches = shuffled_batches((X, np.arange(10)), 4, seed=0)
     orders = []
     for _ in range(2):
         orders.append(np.concatenate([batches[i][1] for i in range(len(batches))]))
@@ -148,6 +148,8 @@ def test_batches_are_reshuffled_every_epoch_and_cover_all_rows():
     assert len(batches) == 3
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
     assert list(orders[0]) != list(orders[1])
+    resumed = shuffled_batches((X, np.arange(10)), 4, seed=0, first_epoch=1)
+    assert np.concatenate([resumed[i][1] for i in range(3)]).tolist() == orders[1].tolist()
 
 
 def test_pickle_and_skops_give_the_same_probabilities(fitted, digits):
@@ -252,9 +254,9 @@ def test_missing_values_are_refused(fitted):
     [
         ({"validation_fraction": 1.0}, "validation_fraction must be .*got 1.0"),
         ({"dropout": 1}, "dropout must be .*got 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"epochs": 0}, "epochs must be at least 1; got 0"),
-        ({"patience": 0}, "patience must be at least 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1; got 0"),
+        ({"patience": 0}, "patience must be a whole number of at least 1; got 0"),
     ],
 )
 def test_bad_parameters_are_named(parameters, message):
