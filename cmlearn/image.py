@@ -17,12 +17,13 @@ import logging
 import numbers
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import scipy.sparse
@@ -40,8 +41,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CNNEncoder",
+    "ColorHistogram",
+    "HOGEncoder",
     "ImageError",
+    "NoKeypointsWarning",
     "PretrainedCNN",
+    "SIFTBagOfWords",
     "center_crop",
     "compose",
     "decode",
@@ -55,6 +60,10 @@ __all__ = [
 
 class ImageError(ValueError):
     """An image cannot be read, or is not what was asked for."""
+
+
+class NoKeypointsWarning(UserWarning):
+    """Images without a single keypoint became zero vectors."""
 
 
 # --- Decoding ------------------------------------------------------------------------------------
@@ -473,7 +482,38 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return tags
 
 
-class PretrainedCNN(_ImageTransformer):
+class _UntrainedEncoder(_ImageTransformer):
+    """An encoder that learns nothing from the images."""
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Check the parameters and the container of the images; nothing is learned.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, 1)
+            Images. They are not opened.
+        y : ignored
+            Accepted so that the encoder fits in a `Pipeline`.
+
+        Returns
+        -------
+        self
+            The encoder itself.
+        """
+        self._check_parameters()
+        _images(X)
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        return tags
+
+
+class PretrainedCNN(_UntrainedEncoder):
     """Encode images by a convolutional network trained on ImageNet.
 
     Parameters
@@ -533,25 +573,6 @@ class PretrainedCNN(_ImageTransformer):
         self.cache = cache
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None) -> PretrainedCNN:
-        """Check the parameters and the container of the images; nothing is learned.
-
-        Parameters
-        ----------
-        X : array-like of shape (n,) or (n, 1)
-            Images. They are not opened.
-        y : ignored
-            Accepted so that the encoder fits in a `Pipeline`.
-
-        Returns
-        -------
-        PretrainedCNN
-            Itself.
-        """
-        self._check_parameters()
-        _images(X)
-        return self
-
     def transform(self, X: Any) -> np.ndarray:
         """Encode images.
 
@@ -570,40 +591,59 @@ class PretrainedCNN(_ImageTransformer):
         ImageError
             If an image cannot be decoded. The message names its row and file.
         """
+        return self._encode(X, _network, self._identity)
+
+    def transform_grid(self, X: Any) -> np.ndarray:
+        """Encode images by what the network sees at each position.
+
+        Attention between modalities needs to know where in the image a feature was found, which
+        the average that `transform` returns has lost.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, 1)
+            Images, as for `transform`.
+
+        Returns
+        -------
+        ndarray of shape (n, positions, d), float32
+            The feature map before the average over the positions, which go row by row from the
+            upper left. The image is scaled to a square, so that their number is one: 49 (7 x 7)
+            for ``"efficientnet-lite0"``, and more for an earlier `layer`.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be decoded. The message names its row and file.
+
+        Notes
+        -----
+        With ``cache=True`` the maps are kept beside the vectors, ``4 * positions * d`` bytes each:
+        250 kB for ``"efficientnet-lite0"``.
+        """
+        maps = self._encode(X, _grid_network, self._grid_identity)
+        return maps.reshape(len(maps), -1, self._n_features_out)
+
+    def _encode(
+        self, X: Any, network: Callable[..., _Network], identity: Callable[[], dict[str, Any]]
+    ) -> np.ndarray:
+        """Return the outputs of a network, one flat row an image, cached if asked for."""
         self._check_parameters()
         images = list(enumerate(_images(X)))
         with ThreadPoolExecutor(_threads()) as pool:
+            encode = functools.partial(self._encode_batches, network, pool)
             if self.cache:
-                return self._read_or_encode(images, pool)
-            return np.concatenate([features for *_, features in self._encode(images, pool)])
+                return np.stack(_read_or_encode(images, identity(), encode, pool))
+            return np.concatenate([features for *_, features in encode(images)])
 
-    def _read_or_encode(self, images: list, pool: ThreadPoolExecutor) -> np.ndarray:
-        from cmlearn._cache import FeatureCache
-
-        with FeatureCache(self._identity()) as cache:
-            digests = _in_order(pool, _digest, images, ahead=2 * self.batch_size)
-            keys = [cache.key(digest) for digest in digests]
-            known = cache.get_many(keys)
-            # A dictionary by key, so that copies of an image are encoded once.
-            missing = {key: image for key, image in zip(keys, images, strict=True)
-                       if key not in known}  # fmt: skip
-            for rows, digests, features in self._encode(list(missing.values()), pool):
-                # By the bytes that were decoded: the file may have changed since it was looked up.
-                cache.put_many([cache.key(digest) for digest in digests], features)
-                known.update(
-                    (keys[row], vector) for row, vector in zip(rows, features, strict=True)
-                )
-        return np.stack([known[key] for key in keys])
-
-    def _encode(
-        self, images: list[tuple[int, Any]], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[list[int], list[bytes], np.ndarray]]:
-        """Yield the rows, content digests and features of one batch after the other."""
+    def _encode_batches(
+        self, network: Callable[..., _Network], pool: ThreadPoolExecutor, images: list
+    ) -> _Encoded:
         from tqdm import tqdm
 
         if not images:
             return
-        network = _network(self.model, self.layer, self.image_size)
+        network = network(self.model, self.layer, self.image_size)
         load = functools.partial(_load, size=network.size)
         loaded = _in_order(pool, load, images, ahead=2 * self.batch_size)
         off = None if self.verbose else True  # None: off unless the stream is a terminal
@@ -611,7 +651,8 @@ class PretrainedCNN(_ImageTransformer):
             for start in range(0, len(images), self.batch_size):
                 rows = [row for row, _ in images[start : start + self.batch_size]]
                 digests, pixels = zip(*itertools.islice(loaded, len(rows)), strict=True)
-                yield rows, list(digests), network.features(np.stack(pixels))
+                features = network.features(np.stack(pixels))
+                yield rows, list(digests), features.reshape(len(rows), -1)
                 bar.update(len(rows))
 
     def _identity(self) -> dict[str, Any]:
@@ -630,6 +671,9 @@ class PretrainedCNN(_ImageTransformer):
             "image_size": self.image_size or _trained_size(self.model),
         }
 
+    def _grid_identity(self) -> dict[str, Any]:
+        return {**self._identity(), "output": "grid"}
+
     def _check_parameters(self) -> None:
         if not isinstance(self.model, str):
             raise ValueError(f"model={self.model!r} must be a name, such as 'efficientnet-lite0'.")
@@ -642,14 +686,6 @@ class PretrainedCNN(_ImageTransformer):
         if self.model in _LITE and self.layer is None:
             return FEATURES
         return _network(self.model, self.layer, self.image_size).model.output_shape[-1]
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        return tags
 
 
 class CNNEncoder(_ImageTransformer):
@@ -856,6 +892,511 @@ class CNNEncoder(_ImageTransformer):
         return tags
 
 
+# --- Descriptors without a network ---------------------------------------------------------------
+
+
+class SIFTBagOfWords(_ImageTransformer):
+    """Encode images by how often each word of a visual vocabulary occurs in them.
+
+    SIFT finds keypoints, places that stand out from what surrounds them, and describes each by 128
+    numbers [1]_. The centres of a k-means clustering of the training images' descriptors are the
+    visual words [2]_. An image then is a text of visual words, and TF-IDF or VLAD turns it into a
+    vector.
+
+    Parameters
+    ----------
+    n_words : int
+        Size of the vocabulary. ``"vlad"`` needs fewer words than ``"tfidf"``: 16 to 64.
+    encoding : {"tfidf", "vlad"}
+        ``"tfidf"``: how often a word occurs, times how few training images have it, as
+        :class:`sklearn.feature_extraction.text.TfidfTransformer` computes it. ``"vlad"``: the sum,
+        for each word, of the differences between the word and the descriptors nearest to it [3]_,
+        each word's sum brought to length 1 (intra-normalisation [4]_).
+    levels : int
+        Levels of the spatial pyramid [5]_. The first is the whole image, the second its four
+        quarters, each further one has cells of half the side. Every cell has its own vector.
+    max_keypoints : int
+        Of an image's keypoints those of the highest contrast are kept.
+    contrast_threshold : float
+        Keypoints of less contrast are left out. Lowe's value is 0.04 in OpenCV's terms.
+    image_size : int
+        Height and width in pixels that images are scaled to. Small pictures gain from being
+        enlarged, because SIFT sees no pattern of a few pixels.
+    cache : bool
+        Keep keypoints and descriptors under `cmlearn.runtime.cache_dir` by the images' content,
+        and read them there next time. They do not depend on the training images.
+    random_state : int, RandomState instance or None
+        Decides the sample of descriptors and the first centres.
+
+    Attributes
+    ----------
+    words_ : ndarray of shape (n_words, 128), float32
+        The vocabulary.
+    idf_ : ndarray of shape (n_words,), float64
+        Inverse document frequency of each word: ``log((1 + n) / (1 + df)) + 1`` for `n` training
+        images of which `df` have the word.
+
+    Notes
+    -----
+    Descriptors are compared as RootSIFT: divided by their sum, then the square root of each entry,
+    so that the Euclidean distance becomes the Hellinger distance [6]_. The vocabulary is learned
+    from at most 100,000 descriptors, drawn at random from all. Each level of the pyramid is
+    brought to length 1, and its cells keep their proportion; so the first level is the vector that
+    ``levels=1`` gives, and the whole has the length ``sqrt(levels)``.
+
+    References
+    ----------
+    .. [1] D. G. Lowe, "Distinctive image features from scale-invariant keypoints", IJCV 60, 2004.
+       https://doi.org/10.1023/B:VISI.0000029664.99615.94
+    .. [2] J. Sivic and A. Zisserman, "Video Google: a text retrieval approach to object matching in
+       videos", ICCV 2003. https://doi.org/10.1109/ICCV.2003.1238663
+    .. [3] H. Jegou, M. Douze, C. Schmid and P. Perez, "Aggregating local descriptors into a compact
+       image representation", CVPR 2010. https://doi.org/10.1109/CVPR.2010.5540039
+    .. [4] R. Arandjelovic and A. Zisserman, "All about VLAD", CVPR 2013.
+       https://doi.org/10.1109/CVPR.2013.207
+    .. [5] S. Lazebnik, C. Schmid and J. Ponce, "Beyond bags of features: spatial pyramid matching
+       for recognizing natural scene categories", CVPR 2006. https://doi.org/10.1109/CVPR.2006.68
+    .. [6] R. Arandjelovic and A. Zisserman, "Three things everyone should know to improve object
+       retrieval", CVPR 2012. https://doi.org/10.1109/CVPR.2012.6248018
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    >>> encoder = SIFTBagOfWords(n_words=8, levels=2, image_size=64, cache=False, random_state=0)
+    >>> encoder.fit_transform(pixels).shape  # 8 words in the whole and in 4 quarters
+    (4, 40)
+    """
+
+    def __init__(
+        self,
+        n_words: int = 128,
+        *,
+        encoding: str = "tfidf",
+        levels: int = 2,
+        max_keypoints: int = 300,
+        contrast_threshold: float = 0.01,
+        image_size: int = 144,
+        cache: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.n_words = n_words
+        self.encoding = encoding
+        self.levels = levels
+        self.max_keypoints = max_keypoints
+        self.contrast_threshold = contrast_threshold
+        self.image_size = image_size
+        self.cache = cache
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> SIFTBagOfWords:
+        """Learn the vocabulary and how rare each word is.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, 1)
+            Images.
+        y : ignored
+            Accepted so that the encoder fits in a `Pipeline`.
+
+        Returns
+        -------
+        SIFTBagOfWords
+            Itself.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be decoded.
+        ValueError
+            If the images hold fewer descriptors than `n_words`.
+        """
+        from sklearn.feature_extraction.text import TfidfTransformer
+
+        images = self._keypoints(X)
+        self.words_ = self._vocabulary(images)
+        counts = [
+            np.bincount(words, minlength=self.n_words) for words in _nearest(images, self.words_)
+        ]
+        self.idf_ = TfidfTransformer().fit(np.stack(counts)).idf_
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Encode images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, 1)
+            Images.
+
+        Returns
+        -------
+        ndarray of shape (n, d), float32
+            ``d = cells * n_words`` for ``"tfidf"`` and ``cells * n_words * 128`` for ``"vlad"``,
+            where ``cells`` is 1, 5 or 21 for 1, 2 or 3 levels. Cells go row by row, a level after
+            the other. An image without a keypoint is a row of zeros, and a `NoKeypointsWarning`
+            counts such images.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be decoded. The message names its row and file.
+        """
+        check_is_fitted(self, "words_")
+        images = self._keypoints(X)
+        _warn_of_no_keypoints(images)
+        encoded = np.empty((len(images), self._n_features_out), np.float32)
+        for row, words in enumerate(_nearest(images, self.words_)):
+            levels = [self._level(images[row], words, level) for level in range(self.levels)]
+            encoded[row] = np.concatenate(levels)
+        return encoded
+
+    def _keypoints(self, X: Any) -> list[_Keypoints]:
+        import cv2
+
+        self._check_parameters()
+        parameters = {
+            "image_size": int(self.image_size),
+            "max_keypoints": int(self.max_keypoints),
+            "contrast_threshold": float(self.contrast_threshold),
+        }
+        identity = {"encoder": "SIFT", "recipe": 1, "opencv": cv2.__version__, **parameters}
+        find = functools.partial(
+            _find_keypoints,
+            max_keypoints=parameters["max_keypoints"],
+            contrast_threshold=parameters["contrast_threshold"],
+        )
+        packed = _describe(X, find, self.image_size, identity if self.cache else None)
+        return [_unpack(one) for one in packed]
+
+    def _vocabulary(self, images: list[_Keypoints]) -> np.ndarray:
+        from sklearn.cluster import MiniBatchKMeans
+
+        descriptors = np.concatenate([image.descriptors for image in images])
+        if len(descriptors) < self.n_words:
+            raise ValueError(
+                f"The {len(images)} images hold {len(descriptors)} SIFT descriptors, fewer than "
+                f"n_words={self.n_words}. Give more images, ask for fewer words, or find more "
+                "keypoints by a larger image_size or a smaller contrast_threshold."
+            )
+        random = check_random_state(self.random_state)
+        if len(descriptors) > _VOCABULARY_SAMPLE:
+            sample = random.choice(len(descriptors), _VOCABULARY_SAMPLE, replace=False)
+            descriptors = descriptors[sample]
+        clusters = MiniBatchKMeans(self.n_words, n_init=1, random_state=random)
+        return clusters.fit(_root_sift(descriptors)).cluster_centers_.astype(np.float32)
+
+    def _level(self, image: _Keypoints, words: np.ndarray, level: int) -> np.ndarray:
+        """Return one level of an image's pyramid, of length 1 or 0."""
+        side = 2**level
+        column, row = np.clip((image.positions * side).astype(int), 0, side - 1).T
+        bins = (row * side + column) * len(self.words_) + words
+        n_bins = side**2 * len(self.words_)
+        if self.encoding == "tfidf":
+            counts = np.bincount(bins, minlength=n_bins)
+            return _unit(counts * np.tile(self.idf_, side**2))
+        residuals = np.zeros((n_bins, _SIFT_LENGTH))
+        np.add.at(residuals, bins, _root_sift(image.descriptors) - self.words_[words])
+        return _unit(_unit(residuals).ravel())
+
+    def _check_parameters(self) -> None:
+        for name in ("n_words", "levels", "max_keypoints", "image_size"):
+            _check_positive(name, getattr(self, name))
+        _check_choice("encoding", self.encoding, ("tfidf", "vlad"))
+        threshold = self.contrast_threshold
+        if not isinstance(threshold, numbers.Real) or not 0 <= threshold < 1:
+            raise ValueError(f"contrast_threshold={threshold!r} must be from 0 to below 1.")
+
+    @property
+    def _n_features_out(self) -> int:
+        # AttributeError before fit, which is how scikit-learn sees that there is nothing to name.
+        cells = sum(4**level for level in range(self.levels))
+        return cells * len(self.words_) * (1 if self.encoding == "tfidf" else _SIFT_LENGTH)
+
+
+class HOGEncoder(_UntrainedEncoder):
+    """Encode images by histograms of oriented gradients: outlines and where they are [1]_.
+
+    The image is divided into cells. In each cell the directions in which the brightness changes
+    are counted, weighted by how much it changes. Each group of neighbouring cells, a block, is
+    normalised together, so that lighting matters less.
+
+    Parameters
+    ----------
+    orientations : int
+        Directions that are told apart, over half a turn.
+    pixels_per_cell : int
+        Side of a cell in pixels.
+    cells_per_block : int
+        Side of a block in cells.
+    image_size : int
+        Height and width in pixels that images are scaled to.
+    cache : bool
+        Keep the features under `cmlearn.runtime.cache_dir` by the images' content, and read them
+        there next time.
+
+    Notes
+    -----
+    The computation is :func:`skimage.feature.hog` with ``block_norm="L2-Hys"``. At each pixel the
+    colour channel that changes most counts.
+
+    References
+    ----------
+    .. [1] N. Dalal and B. Triggs, "Histograms of oriented gradients for human detection", CVPR
+       2005. https://doi.org/10.1109/CVPR.2005.177
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> upright = np.zeros((64, 64, 3), np.uint8)
+    >>> upright[:, 32:] = 255
+    >>> features = HOGEncoder(cache=False).fit_transform([upright])
+    >>> features.shape  # 7 x 7 blocks of 2 x 2 cells of 9 directions
+    (1, 1764)
+    """
+
+    def __init__(
+        self,
+        *,
+        orientations: int = 9,
+        pixels_per_cell: int = 8,
+        cells_per_block: int = 2,
+        image_size: int = 64,
+        cache: bool = True,
+    ):
+        self.orientations = orientations
+        self.pixels_per_cell = pixels_per_cell
+        self.cells_per_block = cells_per_block
+        self.image_size = image_size
+        self.cache = cache
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Encode images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, 1)
+            Images.
+
+        Returns
+        -------
+        ndarray of shape (n, d), float32
+            ``d = blocks ** 2 * cells_per_block ** 2 * orientations`` with ``blocks =
+            image_size // pixels_per_cell - cells_per_block + 1``; 0 to 1 each.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be decoded. The message names its row and file.
+        """
+        self._check_parameters()
+        parameters = {
+            "orientations": int(self.orientations),
+            "pixels_per_cell": int(self.pixels_per_cell),
+            "cells_per_block": int(self.cells_per_block),
+        }
+        identity = {
+            "encoder": "HOG",
+            "recipe": 1,
+            "scikit-image": importlib.metadata.version("scikit-image"),
+            "image_size": int(self.image_size),
+            **parameters,
+        }
+        hog = functools.partial(_hog, **parameters)
+        return np.stack(_describe(X, hog, self.image_size, identity if self.cache else None))
+
+    def _check_parameters(self) -> None:
+        for name in ("orientations", "pixels_per_cell", "cells_per_block", "image_size"):
+            _check_positive(name, getattr(self, name))
+        if self.image_size < (smallest := self.pixels_per_cell * self.cells_per_block):
+            raise ValueError(
+                f"image_size={self.image_size} is less than one block of "
+                f"{self.cells_per_block} cells of {self.pixels_per_cell} pixels: it must be at "
+                f"least {smallest}."
+            )
+
+    @property
+    def _n_features_out(self) -> int:
+        blocks = self.image_size // self.pixels_per_cell - self.cells_per_block + 1
+        return blocks**2 * self.cells_per_block**2 * self.orientations
+
+
+class ColorHistogram(_UntrainedEncoder):
+    """Encode images by how much of them has which colour, wherever it is [1]_.
+
+    Parameters
+    ----------
+    bins : int
+        Parts that each of the three colour channels is divided into; ``bins ** 3`` features.
+    color_space : {"hsv", "rgb", "lab"}
+        The channels: hue, saturation and brightness; red, green and blue; or CIE lightness,
+        green to red and blue to yellow.
+    cache : bool
+        Keep the features under `cmlearn.runtime.cache_dir` by the images' content, and read them
+        there next time.
+
+    Notes
+    -----
+    A feature is the square root of the share of the pixels in a bin. The squares of the features
+    add up to 1, and the Euclidean distance between two images is the Hellinger distance of their
+    histograms, which large plain areas dominate less [2]_. Transparency counts as white.
+
+    References
+    ----------
+    .. [1] M. J. Swain and D. H. Ballard, "Color indexing", IJCV 7, 1991.
+       https://doi.org/10.1007/BF00130487
+    .. [2] A. Vedaldi and A. Zisserman, "Efficient additive kernels via explicit feature maps",
+       IEEE TPAMI 34, 2012. https://doi.org/10.1109/TPAMI.2011.153
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> half_red = np.zeros((8, 8, 3), np.uint8)
+    >>> half_red[:4, :, 0] = 255
+    >>> features = ColorHistogram(2, color_space="rgb", cache=False).fit_transform([half_red])
+    >>> (features**2).round(3).tolist()  # black first, pure red fifth
+    [[0.5, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, bins: int = 8, *, color_space: str = "hsv", cache: bool = True):
+        self.bins = bins
+        self.color_space = color_space
+        self.cache = cache
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Encode images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, 1)
+            Images. They are not scaled.
+
+        Returns
+        -------
+        ndarray of shape (n, bins ** 3), float32
+            The bins of the last channel go fastest.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be decoded. The message names its row and file.
+        """
+        import cv2
+
+        self._check_parameters()
+        parameters = {"bins": int(self.bins), "color_space": self.color_space}
+        identity = {"encoder": "ColorHistogram", "recipe": 1, "opencv": cv2.__version__}
+        histogram = functools.partial(_color_histogram, **parameters)
+        return np.stack(
+            _describe(X, histogram, None, {**identity, **parameters} if self.cache else None)
+        )
+
+    def _check_parameters(self) -> None:
+        _check_positive("bins", self.bins)
+        if self.bins > 256:
+            raise ValueError(f"bins={self.bins} is more than the 256 values of a channel.")
+        _check_choice("color_space", self.color_space, tuple(_HIGHEST))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.bins**3
+
+
+_SIFT_LENGTH = 128
+_VOCABULARY_SAMPLE = 100_000
+
+# One above the highest value of each channel, as OpenCV codes 8-bit colours.
+_HIGHEST = {"hsv": (180, 256, 256), "rgb": (256, 256, 256), "lab": (256, 256, 256)}
+
+
+class _Keypoints(NamedTuple):
+    """The keypoints of one image: where they are, from 0 to 1, and what is there."""
+
+    positions: np.ndarray  # (m, 2), float32, column before row
+    descriptors: np.ndarray  # (m, 128), uint8
+
+
+def _find_keypoints(
+    pixels: np.ndarray, max_keypoints: int, contrast_threshold: float
+) -> np.ndarray:
+    """Return an image's keypoints, those of the highest contrast first, packed for the cache."""
+    import cv2
+
+    sift = cv2.SIFT_create(nfeatures=max_keypoints, contrastThreshold=contrast_threshold)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    keypoints, descriptors = sift.detectAndCompute(grey, None)
+    if not keypoints:
+        return np.empty((0, 2 + _SIFT_LENGTH // 4), np.float32)
+    contrast = np.array([keypoint.response for keypoint in keypoints])
+    # OpenCV returns more than it was asked for when the last ones are equal.
+    best = np.argsort(-contrast, kind="stable")[:max_keypoints]
+    # The centre of the first pixel has the coordinate 0.
+    positions = (np.array([keypoint.pt for keypoint in keypoints]) + 0.5) / len(pixels)
+    # SIFT's numbers are whole and below 256. Four of them travel as one of the cache's float32.
+    whole = np.ascontiguousarray(descriptors[best], np.uint8)
+    return np.hstack([positions[best].astype("<f4"), whole.view("<f4")])
+
+
+def _unpack(packed: np.ndarray) -> _Keypoints:
+    rows = packed.reshape(-1, 2 + _SIFT_LENGTH // 4)
+    return _Keypoints(rows[:, :2], np.ascontiguousarray(rows[:, 2:]).view(np.uint8))
+
+
+def _root_sift(descriptors: np.ndarray) -> np.ndarray:
+    sums = descriptors.sum(axis=1, keepdims=True, dtype=np.float32)
+    return np.sqrt(descriptors / np.maximum(sums, 1))
+
+
+def _nearest(images: list[_Keypoints], words: np.ndarray) -> list[np.ndarray]:
+    """Return the number of the nearest word for each descriptor of each image."""
+    from sklearn.metrics import pairwise_distances_argmin
+
+    descriptors = np.concatenate([image.descriptors for image in images])
+    if not len(descriptors):
+        return [np.empty(0, int)] * len(images)
+    numbers = pairwise_distances_argmin(_root_sift(descriptors), words)
+    return np.split(numbers, np.cumsum([len(image.positions) for image in images])[:-1])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Bring vectors, along the last axis, to length 1; zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def _warn_of_no_keypoints(images: list[_Keypoints]) -> None:
+    rows = [row for row, image in enumerate(images) if not len(image.positions)]
+    if not rows:
+        return
+    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    warnings.warn(
+        NoKeypointsWarning(
+            f"{len(rows)} of {len(images)} images have no keypoint and became zero vectors: row "
+            f"{shown}. A larger image_size or a smaller contrast_threshold finds more keypoints."
+        ),
+        stacklevel=3,
+    )
+
+
+def _hog(
+    pixels: np.ndarray, orientations: int, pixels_per_cell: int, cells_per_block: int
+) -> np.ndarray:
+    from skimage.feature import hog
+
+    cell, block = (pixels_per_cell, pixels_per_cell), (cells_per_block, cells_per_block)
+    return hog(pixels, orientations, cell, block, channel_axis=-1).astype(np.float32)
+
+
+def _color_histogram(pixels: np.ndarray, bins: int, color_space: str) -> np.ndarray:
+    import cv2
+
+    if color_space != "rgb":
+        pixels = cv2.cvtColor(pixels, getattr(cv2, f"COLOR_RGB2{color_space.upper()}"))
+    ranges = [limit for highest in _HIGHEST[color_space] for limit in (0, highest)]
+    counts = cv2.calcHist([pixels], [0, 1, 2], None, [bins] * 3, ranges)
+    return np.sqrt(counts / counts.sum(dtype=np.float64)).astype(np.float32).ravel()
+
+
 # --- Networks ------------------------------------------------------------------------------------
 
 _LITE = {variant.asset: name for name, variant in VARIANTS.items()}
@@ -916,6 +1457,16 @@ def _network(name: str, layer: str | None, image_size: int | None) -> _Network:
     if layer is not None:
         model = _averaged(model, layer)
     return _Network(model, size, sys.modules[builder.__module__].preprocess_input)
+
+
+@functools.lru_cache(maxsize=2)
+def _grid_network(name: str, layer: str | None, image_size: int | None) -> _Network:
+    """Return the same network without the average over the positions, its last layer."""
+    import keras
+
+    pooled = _network(name, layer, image_size)
+    model = keras.Model(pooled.model.inputs, pooled.model.layers[-1].input)
+    return _Network(model, pooled.size, pooled.preprocess)
 
 
 def _averaged(model: keras.Model, layer: str) -> keras.Model:
@@ -987,6 +1538,64 @@ def jit_compile() -> bool | str:
 # --- Reading ahead -------------------------------------------------------------------------------
 
 
+# What an encoding function yields, batch by batch: rows, digests of the content, features.
+_Encoded = Iterator[tuple[list[int], list[bytes], np.ndarray]]
+
+_AHEAD = 64  # images that are read and described before their turn
+
+
+def _read_or_encode(
+    images: list[tuple[int, Any]],
+    identity: dict[str, Any],
+    encode: Callable[[list[tuple[int, Any]]], _Encoded],
+    pool: ThreadPoolExecutor,
+) -> list[np.ndarray]:
+    """Return the features of numbered images, and encode only those that no cache holds."""
+    from cmlearn._cache import FeatureCache
+
+    with FeatureCache(identity) as cache:
+        keys = [cache.key(digest) for digest in _in_order(pool, _digest, images, _AHEAD)]
+        known = cache.get_many(keys)
+        # A dictionary by key, so that copies of an image are encoded once.
+        missing = {key: image for key, image in zip(keys, images, strict=True)
+                   if key not in known}  # fmt: skip
+        for rows, digests, features in encode(list(missing.values())):
+            # By the bytes that were decoded: the file may have changed since it was looked up.
+            cache.put_many([cache.key(digest) for digest in digests], features)
+            known.update((keys[row], vector) for row, vector in zip(rows, features, strict=True))
+    return [known[key] for key in keys]
+
+
+def _describe(
+    X: Any,
+    describe: Callable[[np.ndarray], np.ndarray],
+    image_size: int | None,
+    identity: dict[str, Any] | None,
+) -> list[np.ndarray]:
+    """Apply a function to the pixels of each image, in threads; with an identity, cached."""
+    images = list(enumerate(_images(X)))
+    with ThreadPoolExecutor(_threads()) as pool:
+        encode = functools.partial(_describe_each, describe, image_size, pool)
+        if identity is not None:
+            return _read_or_encode(images, identity, encode, pool)
+        return [features[0] for *_, features in encode(images)]
+
+
+def _describe_each(
+    describe: Callable[[np.ndarray], np.ndarray],
+    image_size: int | None,
+    pool: ThreadPoolExecutor,
+    images: list[tuple[int, Any]],
+) -> _Encoded:
+    def load_and_describe(image: tuple[int, Any]) -> tuple[bytes, np.ndarray]:
+        digest, pixels = _load(image, image_size)
+        return digest, describe(pixels)
+
+    described = _in_order(pool, load_and_describe, images, _AHEAD)
+    for (row, _), (digest, features) in zip(images, described, strict=True):
+        yield [row], [digest], features[None]
+
+
 def _images(X: Any) -> list:
     """Return the images of one column as a list, whatever holds the column."""
     if isinstance(X, (str, bytes, os.PathLike)):
@@ -1014,15 +1623,17 @@ def _digest(image: tuple[int, Any]) -> bytes:
         return _hash(read_bytes(source) if _is_file(source) else decode(source))
 
 
-def _load(image: tuple[int, Any], size: int) -> tuple[bytes, np.ndarray]:
+def _load(image: tuple[int, Any], size: int | None) -> tuple[bytes, np.ndarray]:
     """Return the SHA-256 of a numbered image's content, and its pixels scaled to a square."""
     row, source = image
     with _naming(row):
         if _is_file(source):
             content = read_bytes(source)
-            return _hash(content), resize(_decode_file(content, describe(source)), size)
-        pixels = decode(source)
-        return _hash(pixels), resize(pixels, size)
+            digest, pixels = _hash(content), _decode_file(content, describe(source))
+        else:
+            pixels = decode(source)
+            digest = _hash(pixels)
+    return digest, pixels if size is None else resize(pixels, size)
 
 
 def _hash(content: bytes | np.ndarray) -> bytes:
@@ -1064,6 +1675,11 @@ def _file_digest(path: Path, modified: int) -> str:
 
 def _threads() -> int:
     return min(8, os.cpu_count() or 1)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}.")
 
 
 def _check_positive(name: str, value: Any) -> None:
