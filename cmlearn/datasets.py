@@ -794,18 +794,23 @@ def _natural(name: str) -> list[str | int]:
 
 
 def _read_article(folder: Path, encoding: str) -> list[_Row]:
-    pictures = _visible(folder / "images")
-    pictures.sort(key=lambda path: _natural(path.stem))
-    _refuse_ties(pictures)
+    pictures, texts = _pictures_and_lines(folder, encoding)
     labels = [_number_in_name(path) for path in pictures]
-    texts = _lines(folder / "texts.txt", encoding)
-    _match_lengths(folder, pictures, texts)
     return [
         _Row(f"texts.txt, line {line} ({path.name})", path.absolute(), text.strip(), label)
         for line, (path, text, label) in enumerate(
             zip(pictures, texts, labels, strict=True), start=1
         )
     ]
+
+
+def _pictures_and_lines(folder: Path, encoding: str) -> tuple[list[Path], list[str]]:
+    """Return the files of ``images/`` in natural order, and the line of each in texts.txt."""
+    pictures = sorted(_visible(folder / "images"), key=lambda path: _natural(path.stem))
+    _refuse_ties(pictures)
+    texts = _lines(folder / "texts.txt", encoding)
+    _match_lengths(folder, pictures, texts)
+    return pictures, texts
 
 
 def _refuse_ties(pictures: list[Path]) -> None:
@@ -1113,10 +1118,7 @@ def _tables(place: Path, encoding: str, chunk_size: int):
 
 def _folder_tables(folder: Path, encoding: str, chunk_size: int):
     if (folder / "texts.txt").exists() and (folder / "images").is_dir():
-        pictures = sorted(_visible(folder / "images"), key=lambda path: _natural(path.stem))
-        _refuse_ties(pictures)
-        texts = _lines(folder / "texts.txt", encoding)
-        _match_lengths(folder, pictures, texts)
+        pictures, texts = _pictures_and_lines(folder, encoding)
         columns = {"file_name": pictures, "text": texts}
     else:
         found = (path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
