@@ -21,15 +21,21 @@ MODEL_FILE = "model.skops"
 # trusts. Any other is refused at loading, because a model file may come from a stranger.
 TRUSTED_TYPES = frozenset(
     {
+        "cmlearn.calibration.TemperatureScaling",
         "cmlearn.fusion.Fusion",
         "cmlearn.fusion.LateFusion",
+        "cmlearn.fusion._CellsToMatrix",
+        "cmlearn.fusion._PresentRows",
         "cmlearn.image.CNNEncoder",
         "cmlearn.image.ColorHistogram",
         "cmlearn.image.HOGEncoder",
         "cmlearn.image.PretrainedCNN",
         "cmlearn.image.SIFTBagOfWords",
         "cmlearn.models.NeuralClassifier",
+        "cmlearn.text.FastTextEncoder",
         "cmlearn.text.GloVeEncoder",
+        "cmlearn.text.SentenceEncoder",
+        "cmlearn.text.SpellingCorrector",
         "sklearn.calibration._CalibratedClassifier",
         "sklearn.calibration._SigmoidCalibration",
     }
