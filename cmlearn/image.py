@@ -918,7 +918,8 @@ class SIFTBagOfWords(_ImageTransformer):
     max_keypoints : int
         Of an image's keypoints those of the highest contrast are kept.
     contrast_threshold : float
-        Keypoints of less contrast are left out. Lowe's value is 0.04 in OpenCV's terms.
+        Keypoints of less contrast are left out. OpenCV's own choice, 0.04, leaves drawings with
+        plain areas few keypoints.
     image_size : int
         Height and width in pixels that images are scaled to. Small pictures gain from being
         enlarged, because SIFT sees no pattern of a few pixels.
@@ -942,7 +943,8 @@ class SIFTBagOfWords(_ImageTransformer):
     so that the Euclidean distance becomes the Hellinger distance [6]_. The vocabulary is learned
     from at most 100,000 descriptors, drawn at random from all. Each level of the pyramid is
     brought to length 1, and its cells keep their proportion; so the first level is the vector that
-    ``levels=1`` gives, and the whole has the length ``sqrt(levels)``.
+    ``levels=1`` gives, and the whole has the length ``sqrt(levels)``. The pyramid's authors let
+    the finest of three levels count twice as much; with two levels they too let both count alike.
 
     References
     ----------
@@ -970,13 +972,13 @@ class SIFTBagOfWords(_ImageTransformer):
 
     def __init__(
         self,
-        n_words: int = 128,
+        n_words: int = 256,
         *,
         encoding: str = "tfidf",
         levels: int = 2,
         max_keypoints: int = 300,
         contrast_threshold: float = 0.01,
-        image_size: int = 144,
+        image_size: int = 256,
         cache: bool = True,
         random_state: int | np.random.RandomState | None = None,
     ):
