@@ -479,6 +479,7 @@ class _ImageTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         tags.input_tags.two_d_array = False
         tags.input_tags.one_d_array = True
         tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []  # whatever an image is kept in, float32 comes
         return tags
 
 
@@ -779,8 +780,8 @@ class CNNEncoder(_ImageTransformer):
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"All {len(labels)} labels are {self.classes_[0]!r}: a network needs two classes "
-                "or more to learn what tells them apart."
+                f"All {len(labels)} labels are of one class, {self.classes_[0]!r}: a network needs "
+                "two classes or more to learn what tells them apart."
             )
         self._architecture = {
             "filters": [int(filters) for filters in self.filters],
@@ -842,16 +843,13 @@ class CNNEncoder(_ImageTransformer):
                 values.extend(run.history[name])
             bar.set_postfix({name: f"{values[-1]:.3f}" for name, values in self.history_.items()})
         self.weights_ = model.get_weights()
-        self._network = None
+        self._network = _hidden_layer(model)
 
     def _fitted_network(self) -> _Network:
         if getattr(self, "_network", None) is None:
-            import keras
-
             model = _small_cnn(**self._architecture, seed=0)
             model.set_weights(self.weights_)
-            encoder = keras.Model(model.input, model.get_layer("features").output)
-            self._network = _Network(encoder, self._architecture["image_size"])
+            self._network = _hidden_layer(model)
         return self._network
 
     def _pixels(self, images: list, first_row: int = 0) -> np.ndarray:
@@ -1376,7 +1374,7 @@ def _warn_of_no_keypoints(images: list[_Keypoints]) -> None:
             f"{len(rows)} of {len(images)} images have no keypoint and became zero vectors: row "
             f"{shown}. A larger image_size or a smaller contrast_threshold finds more keypoints."
         ),
-        stacklevel=3,
+        stacklevel=4,  # to whoever called transform, which scikit-learn wraps
     )
 
 
@@ -1520,6 +1518,14 @@ def _small_cnn(
     start = initializers.GlorotUniform(seed=seed + len(filters) + 1)
     x = layers.Dense(classes, activation="softmax", kernel_initializer=start)(x)
     return keras.Model(pixels, x)
+
+
+def _hidden_layer(model: keras.Model) -> _Network:
+    """Return the network of `_small_cnn` up to its features."""
+    import keras
+
+    encoder = keras.Model(model.input, model.get_layer("features").output)
+    return _Network(encoder, model.input_shape[1])
 
 
 def jit_compile() -> bool | str:
