@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cmlearn.fusion import Fusion, LateFusion
 from cmlearn.image import CNNEncoder, PretrainedCNN
-from cmlearn.metrics import bootstrap_interval
+from cmlearn.metrics import bootstrap_interval, macro_f1
 from cmlearn.models import NeuralClassifier
 from cmlearn.text import GloVeEncoder
 
@@ -229,7 +229,7 @@ def compare(
             "accuracy": accuracy_score(y_true, y_pred),
             "low": interval.low,
             "high": interval.high,
-            "macro F1": f1_score(y_true, y_pred, average="macro", zero_division=0),
+            "macro F1": macro_f1(y_true, y_pred),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 from sklearn.utils import check_consistent_length
 
 if TYPE_CHECKING:
@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Interval",
     "McNemarResult",
+    "TTestResult",
     "bootstrap_difference",
     "bootstrap_interval",
+    "calibration_error",
+    "corrected_resampled_ttest",
     "evaluate",
+    "holm",
+    "macro_f1",
     "mcnemar",
     "per_class_report",
+    "reliability_curve",
 ]
 
 
@@ -55,6 +61,22 @@ def evaluate(y_true, y_pred) -> dict[str, float]:
         scores[f"recall_{average}"] = float(recall)
         scores[f"f1_{average}"] = float(f1)
     return scores
+
+
+def macro_f1(y_true, y_pred) -> float:
+    """Return the mean over the classes of F1; a class that is never predicted counts 0.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of shape (n,)
+        Labels of any type.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+    """
+    return float(f1_score(y_true, y_pred, average="macro", zero_division=0))
 
 
 def per_class_report(y_true, y_pred, *, target_names=None) -> "pd.DataFrame":
@@ -293,3 +315,210 @@ def mcnemar(y_true, pred_a, pred_b) -> McNemarResult:
         statistic=min(only_a, only_b),
         pvalue=pvalue,
     )
+
+
+def reliability_curve(
+    y_true, y_prob, *, labels=None, n_bins: int = 15, strategy: str = "uniform"
+) -> "pd.DataFrame":
+    """Compare how sure a classifier was with how often it was right, bin by bin.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n,)
+        Labels of any type; or, with one-dimensional ``y_prob``, whether the prediction was right.
+    y_prob : array-like of shape (n, n_classes) or (n,)
+        Class probabilities; or the probability of the predicted class alone.
+    labels : array-like of shape (n_classes,), optional
+        The label of each column of ``y_prob``, a classifier's ``classes_``. Without it they are
+        the sorted labels of ``y_true``.
+    n_bins : int
+        Number of bins from 0 to 1.
+    strategy : {"uniform", "quantile"}
+        Bins of equal width, or bins with equally many rows.
+
+    Returns
+    -------
+    DataFrame
+        One row a bin that is not empty, with columns ``confidence`` (mean probability of the
+        predicted class), ``accuracy`` (share of rows that are right) and ``n_rows``.
+
+    References
+    ----------
+    Niculescu-Mizil and Caruana, "Predicting good probabilities with supervised learning",
+    ICML 2005, https://doi.org/10.1145/1102351.1102430
+
+    Examples
+    --------
+    >>> reliability_curve([1, 1, 0, 1], [0.9, 0.9, 0.9, 0.5], n_bins=2).round(2)
+       confidence  accuracy  n_rows
+    0         0.5      1.00       1
+    1         0.9      0.67       3
+    """
+    import pandas as pd
+
+    right, confidence = _confidence(y_true, y_prob, labels)
+    if n_bins < 1:
+        raise ValueError(f"n_bins must be at least 1; got {n_bins!r}")
+    if strategy == "uniform":
+        edges = np.linspace(0, 1, n_bins + 1)
+    elif strategy == "quantile":
+        edges = np.quantile(confidence, np.linspace(0, 1, n_bins + 1))
+    else:
+        raise ValueError(f'strategy must be "uniform" or "quantile"; got {strategy!r}')
+    rows = pd.DataFrame({"confidence": confidence, "accuracy": right.astype(float)})
+    bins = rows.groupby(np.searchsorted(edges[1:-1], confidence))
+    return bins.mean().assign(n_rows=bins.size()).reset_index(drop=True)
+
+
+def calibration_error(
+    y_true, y_prob, *, labels=None, n_bins: int = 15, strategy: str = "uniform"
+) -> float:
+    """Return the expected calibration error: by how much sureness and accuracy differ.
+
+    The bins of :func:`reliability_curve`, whose parameters these are, are averaged by their
+    numbers of rows. The error of a perfectly calibrated classifier is not quite 0: with few rows
+    a bin, accuracy strays from its mean by chance.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    References
+    ----------
+    Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian
+    binning", AAAI 2015, https://doi.org/10.1609/aaai.v29i1.9602; bins of equal mass: Nixon et
+    al., "Measuring calibration in deep learning", CVPR workshops 2019,
+    https://arxiv.org/abs/1904.01685
+
+    Examples
+    --------
+    >>> round(calibration_error([1, 1, 0, 1], [0.9, 0.9, 0.9, 0.5]), 3)
+    0.3
+    """
+    curve = reliability_curve(y_true, y_prob, labels=labels, n_bins=n_bins, strategy=strategy)
+    gaps = (curve["accuracy"] - curve["confidence"]).abs()
+    return float(np.average(gaps, weights=curve["n_rows"]))
+
+
+def _confidence(y_true, y_prob, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each prediction is right, and how sure it was."""
+    y_true, y_prob = _labels(y_true, y_prob)
+    if not np.issubdtype(y_prob.dtype, np.number) or not np.all((y_prob >= 0) & (y_prob <= 1)):
+        raise ValueError("y_prob must hold probabilities, numbers from 0 to 1")
+    if y_prob.ndim == 1:
+        if not np.isin(y_true, (0, 1)).all():
+            raise ValueError(
+                "with one probability a row, y_true must say whether the prediction was right, "
+                f"0 or 1; got {y_true[~np.isin(y_true, (0, 1))][0]!r}"
+            )
+        return y_true.astype(bool), y_prob
+    labels = np.unique(y_true) if labels is None else np.asarray(labels)
+    if y_prob.ndim != 2 or y_prob.shape[1] != len(labels):
+        raise ValueError(
+            f"y_prob has shape {y_prob.shape}, but there are {len(labels)} labels; give one "
+            "column a class, and their labels if y_true does not hold them all"
+        )
+    return labels[y_prob.argmax(axis=1)] == y_true, y_prob.max(axis=1)
+
+
+def holm(pvalues) -> np.ndarray:
+    """Adjust the p-values of several tests so that together they keep one level.
+
+    With every adjusted value below 0.05 called a difference, the probability of even one false
+    alarm is at most 0.05, however the tests depend on each other.
+
+    Parameters
+    ----------
+    pvalues : array-like of shape (n_tests,)
+        From 0 to 1.
+
+    Returns
+    -------
+    ndarray of shape (n_tests,)
+        In the order given, at most 1.
+
+    References
+    ----------
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
+    Statistics 6(2), 1979, https://www.jstor.org/stable/4615733
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    pvalues = np.asarray(pvalues, dtype=float)
+    if pvalues.ndim != 1 or not np.all((pvalues >= 0) & (pvalues <= 1)):
+        raise ValueError(f"p-values must be a list of numbers from 0 to 1; got {pvalues}")
+    order = np.argsort(pvalues, kind="stable")
+    raised = pvalues[order] * np.arange(len(pvalues), 0, -1)
+    adjusted = np.empty_like(pvalues)
+    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1)
+    return adjusted
+
+
+@dataclass(frozen=True)
+class TTestResult:
+    """The mean difference, its confidence interval, and the test of whether it is 0."""
+
+    estimate: float
+    low: float
+    high: float
+    confidence_level: float
+    statistic: float
+    pvalue: float
+
+
+def corrected_resampled_ttest(
+    differences, *, test_share: float, confidence_level: float = 0.95
+) -> TTestResult:
+    r"""Test the score differences of two models over the folds of repeated cross-validation.
+
+    The folds share most of their training rows, so their scores are not independent, and the
+    plain paired t-test finds differences where there are none. The variance of the mean of J
+    differences is therefore taken to be :math:`(1/J + n_2/n_1)\,s^2` rather than
+    :math:`s^2/J`, where a fold has :math:`n_1` training and :math:`n_2` test rows. The scores of
+    one model, in place of differences, give the interval of its mean.
+
+    Parameters
+    ----------
+    differences : array-like of shape (J,)
+        Score of model a minus that of model b, one for each fold of each repeat.
+    test_share : float
+        :math:`n_2/n_1`: 1/4 for five folds. With 0 it is the plain paired t-test.
+    confidence_level : float
+        Of the interval.
+
+    Returns
+    -------
+    TTestResult
+        With J − 1 degrees of freedom; the p-value is two-sided.
+
+    References
+    ----------
+    Nadeau and Bengio, "Inference for the generalization error", Machine Learning 52, 2003,
+    https://doi.org/10.1023/A:1024068626366
+
+    Examples
+    --------
+    >>> test = corrected_resampled_ttest([0.02, 0.01, 0.03, 0.02, 0.02], test_share=1 / 4)
+    >>> round(test.estimate, 3), round(test.pvalue, 3)
+    (0.02, 0.014)
+    """
+    from scipy.stats import t
+
+    differences = np.asarray(differences, dtype=float)
+    if differences.ndim != 1 or len(differences) < 2 or not np.isfinite(differences).all():
+        raise ValueError(
+            f"the test needs two or more finite differences, one a fold; got {differences}"
+        )
+    if not test_share >= 0:
+        raise ValueError(f"test_share must be at least 0; got {test_share!r}")
+    n_folds, mean = len(differences), float(differences.mean())
+    error = float(np.sqrt((1 / n_folds + test_share) * differences.var(ddof=1)))
+    half = float(t.ppf((1 + confidence_level) / 2, n_folds - 1)) * error
+    # Without any variance, a mean other than 0 is certain, and a mean of 0 says nothing.
+    statistic = mean / error if error > 0 else float(np.sign(mean)) * np.inf if mean else 0.0
+    pvalue = float(2 * t.sf(abs(statistic), n_folds - 1))
+    return TTestResult(mean, mean - half, mean + half, confidence_level, statistic, pvalue)

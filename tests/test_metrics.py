@@ -4,15 +4,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import classification_report, f1_score
 
 from cmlearn.metrics import (
     Interval,
     bootstrap_difference,
     bootstrap_interval,
+    calibration_error,
+    corrected_resampled_ttest,
     evaluate,
+    holm,
+    macro_f1,
     mcnemar,
     per_class_report,
+    reliability_curve,
 )
 
 CLASSES = np.array(["cup", "hat", "pen"])
@@ -273,3 +280,146 @@ def test_mcnemar_counts_rows_not_classes():
 def test_mcnemar_refuses_predictions_of_another_length():
     with pytest.raises(ValueError, match=r"\[3, 3, 2\]"):
         mcnemar([1, 1, 1], [1, 1, 0], [1, 1])
+
+
+def test_macro_f1_counts_a_class_that_is_never_predicted_as_zero(rng):
+    assert macro_f1(["a", "b"], ["a", "a"]) == pytest.approx((2 / 3 + 0) / 2)
+    y = CLASSES[rng.integers(0, 3, 60)]
+    y_pred = predictions(rng, y, 0.7)
+    assert macro_f1(y, y_pred) == evaluate(y, y_pred)["f1_macro"]
+
+
+# --- Calibration ----------------------------------------------------------------------------------
+
+
+def probabilities(rng, n, n_classes):
+    raw = rng.random((n, n_classes)) ** 3
+    return raw / raw.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "quantile"])
+@pytest.mark.parametrize("n_bins", [1, 4, 15])
+def test_reliability_is_scikit_learns_curve_of_the_first_choice(rng, strategy, n_bins):
+    y = CLASSES[rng.integers(0, 3, 300)]
+    y_prob = probabilities(rng, 300, 3)
+    right = CLASSES[y_prob.argmax(axis=1)] == y
+    curve = reliability_curve(y, y_prob, n_bins=n_bins, strategy=strategy)
+    expected = calibration_curve(right, y_prob.max(axis=1), n_bins=n_bins, strategy=strategy)
+    np.testing.assert_allclose(curve[["accuracy", "confidence"]].T, expected)
+    assert curve["n_rows"].sum() == 300
+    again = reliability_curve(right, y_prob.max(axis=1), n_bins=n_bins, strategy=strategy)
+    assert again.equals(curve)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_calibration_error_written_out(n, n_bins, seed):
+    rng = np.random.default_rng(seed)
+    y, y_prob = rng.integers(0, 4, n), probabilities(rng, n, 4)
+    total = 0.0
+    for k in range(n_bins):
+        inside = [
+            (y_prob[i].argmax() == y[i], y_prob[i].max())
+            for i in range(n)
+            if k / n_bins < y_prob[i].max() <= (k + 1) / n_bins
+        ]
+        if inside:
+            right, sure = np.mean(inside, axis=0)
+            total += len(inside) / n * abs(right - sure)
+    error = calibration_error(y, y_prob, labels=range(4), n_bins=n_bins)
+    assert error == pytest.approx(total, abs=1e-9)
+
+
+def test_calibration_error_of_known_cases(rng):
+    y = rng.integers(0, 2, 4000)
+    sure = np.where(rng.random(4000) < 0.8, y, 1 - y)
+    honest = np.where(sure[:, None] == [0, 1], 0.8, 0.2)
+    assert calibration_error(y, honest) == pytest.approx(0, abs=0.02)
+    shouting = np.where(sure[:, None] == [0, 1], 1.0, 0.0)
+    assert calibration_error(y, shouting) == pytest.approx(0.2, abs=0.02)
+    assert calibration_error(y, shouting, strategy="quantile") == calibration_error(y, shouting)
+
+
+def test_bins_of_equal_mass_hold_equally_many_rows(rng):
+    y_prob = probabilities(rng, 200, 3)
+    curve = reliability_curve(rng.integers(0, 3, 200), y_prob, n_bins=10, strategy="quantile")
+    assert set(curve["n_rows"]) == {20}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([0, 1], [[0.5, 0.5]]), {}, r"inconsistent numbers of samples: \[2, 1\]"),
+        (([0, 1], [[0.5, 1.5], [0, 1]]), {}, "numbers from 0 to 1"),
+        (([0, 1], [[0.5, np.nan], [0, 1]]), {}, "numbers from 0 to 1"),
+        (([0, 1], [["a", "b"], ["a", "b"]]), {}, "numbers from 0 to 1"),
+        (([0, 1], [[0.5, 0.2, 0.3]] * 2), {}, r"shape \(2, 3\), but there are 2 labels"),
+        (([0, 2], [0.5, 0.5]), {}, "whether the prediction was right, 0 or 1; got .*2"),
+        (([0, 1], [0.5, 0.5]), {"n_bins": 0}, "n_bins must be at least 1; got 0"),
+        (([0, 1], [0.5, 0.5]), {"strategy": "equal"}, "strategy must be .*; got 'equal'"),
+    ],
+)
+def test_bad_probabilities_are_named(arguments, options, message):
+    for function in (calibration_error, reliability_curve):
+        with pytest.raises(ValueError, match=message):
+            function(*arguments, **options)
+
+
+# --- Holm and the corrected t-test ----------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(deadline=None, max_examples=60)
+def test_holm_agrees_with_statsmodels(pvalues):
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    expected = multitest.multipletests(pvalues, method="holm")[1]
+    np.testing.assert_allclose(holm(pvalues), expected)
+
+
+def test_holm_written_out():
+    # 0.01 × 3; 0.03 × 2; 0.04 × 1, but not below the one before it.
+    np.testing.assert_allclose(holm([0.04, 0.01, 0.03]), [0.06, 0.03, 0.06])
+    assert holm([]).shape == (0,)
+    for bad in ([0.5, 1.5], [np.nan], [[0.5]], [-0.1]):
+        with pytest.raises(ValueError, match="p-values must be a list of numbers from 0 to 1"):
+            holm(bad)
+
+
+def test_without_correction_it_is_the_paired_t_test(rng):
+    a, b = rng.normal(0.8, 0.02, 25), rng.normal(0.78, 0.02, 25)
+    ours, theirs = corrected_resampled_ttest(a - b, test_share=0), ttest_rel(a, b)
+    assert (ours.statistic, ours.pvalue) == pytest.approx((theirs.statistic, theirs.pvalue))
+    interval = theirs.confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_correction_written_out(rng):
+    d = rng.normal(0.01, 0.02, 25)
+    result = corrected_resampled_ttest(d, test_share=1 / 4, confidence_level=0.9)
+    error = math.sqrt((1 / 25 + 1 / 4) * sum((d - d.mean()) ** 2) / 24)
+    assert result.statistic == pytest.approx(d.mean() / error)
+    # 1.7108820799: the 95% quantile of Student's t with 24 degrees of freedom, from tables.
+    assert result.high == pytest.approx(d.mean() + 1.7108820799 * error)
+    assert result.low == pytest.approx(d.mean() - 1.7108820799 * error)
+    assert result.pvalue > corrected_resampled_ttest(d, test_share=0).pvalue
+
+
+def test_corrected_test_keeps_its_level_where_the_plain_one_does_not(rng):
+    """Folds with a shared part: the correlation that the correction assumes, n2 / (n1 + n2)."""
+    rejections = np.zeros(2)
+    for _ in range(400):
+        d = math.sqrt(0.2) * rng.normal() + math.sqrt(0.8) * rng.normal(size=25)
+        for k, share in enumerate((1 / 4, 0)):
+            rejections[k] += corrected_resampled_ttest(d, test_share=share).pvalue < 0.05
+    assert rejections[0] / 400 < 0.09 and rejections[1] / 400 > 0.2
+
+
+def test_t_test_without_variance_and_with_bad_input():
+    assert corrected_resampled_ttest([0, 0, 0], test_share=0.25).pvalue == 1
+    certain = corrected_resampled_ttest([0.5, 0.5], test_share=0.25)
+    assert (certain.statistic, certain.pvalue, certain.low) == (np.inf, 0, 0.5)
+    for bad in ([0.1], [0.1, np.nan], [[0.1, 0.2]]):
+        with pytest.raises(ValueError, match="two or more finite differences"):
+            corrected_resampled_ttest(bad, test_share=0.25)
+    with pytest.raises(ValueError, match="test_share must be at least 0; got -1"):
+        corrected_resampled_ttest([0.1, 0.2], test_share=-1)
