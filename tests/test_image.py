@@ -525,6 +525,52 @@ def test_features_of_an_inner_layer_equal_the_plain_networks_average(paths):
     assert len(encoder.get_feature_names_out()) == features.shape[1] == 192
 
 
+def test_the_grid_is_the_plain_networks_map_row_by_row(paths):
+    import keras
+
+    from cmlearn.efficientnet import EfficientNetLite
+
+    whole = EfficientNetLite(image_size=SIZE, fold_batch_norm=False)
+    inner = keras.Model(whole.input, whole.get_layer("block4_project_conv_add").output)
+    pixels = np.stack([resize(decode(path), SIZE) for path in paths])
+    expected = keras.ops.convert_to_numpy(inner(pixels, training=False))
+    grid = PretrainedCNN(layer="block4", image_size=SIZE, batch_size=2).transform_grid(paths)
+    assert expected.shape == (5, 8, 8, 40) and grid.shape == (5, 64, 40)
+    assert grid.dtype == np.float32
+    for row, column in np.ndindex(8, 8):
+        np.testing.assert_allclose(
+            grid[:, 8 * row + column], expected[:, row, column], rtol=1e-3, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("layer, positions", [(None, 4), ("block12", 4), ("block5", 16)])
+def test_the_grids_average_is_the_vector(paths, layer, positions, cache):
+    encoder = PretrainedCNN(layer=layer, image_size=SIZE, batch_size=2, cache=cache)
+    grid, vectors = encoder.transform_grid(paths), encoder.transform(paths)
+    assert grid.shape == (5, positions, vectors.shape[1])
+    np.testing.assert_allclose(grid.mean(axis=1), vectors, rtol=1e-5, atol=1e-5)
+
+
+def test_the_grid_is_cached_beside_the_vectors(encoder, paths, monkeypatch):
+    from cmlearn import image
+
+    vectors, grid = encoder.transform(paths), encoder.transform_grid(paths)
+    assert grid.shape == (5, 4, 1280) and np.ptp(grid, axis=1).max() > 0.1
+    monkeypatch.setattr(image._Network, "features", lambda *_: pytest.fail("encoded anew"))
+    np.testing.assert_array_equal(encoder.transform_grid(paths[::-1]), grid[::-1])
+    np.testing.assert_array_equal(encoder.transform(paths), vectors)
+
+
+def test_the_grid_refuses_what_transform_refuses(encoder, paths):
+    with pytest.raises(ImageError, match="Row 1 .*There is no image"):
+        encoder.transform_grid([paths[0], None])
+    with pytest.raises(ValueError, match="Expected several images"):
+        encoder.transform_grid(paths[0])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        PretrainedCNN(batch_size=0).transform_grid(paths)
+
+
 def test_unknown_layer_is_named_with_those_there_are(paths):
     with pytest.raises(ValueError, match="layer='block16' must be one of block0 to block15"):
         PretrainedCNN(layer="block16", image_size=SIZE).fit_transform(paths)
@@ -729,8 +775,11 @@ def test_any_keras_application(paths, monkeypatch):
     monkeypatch.setattr(keras.applications, "MobileNetV2", without_download)
     image._network.cache_clear()
     encoder = PretrainedCNN("MobileNetV2", image_size=SIZE)
-    features = encoder.fit_transform(paths)
+    features, grid = encoder.fit_transform(paths), encoder.transform_grid(paths)
     image._network.cache_clear()
+    image._grid_network.cache_clear()
+    assert grid.shape == (5, 4, 1280)
+    np.testing.assert_allclose(grid.mean(axis=1), features, rtol=1e-5, atol=1e-5)
     pixels = np.stack([resize(decode(path), SIZE) for path in paths]) / 127.5 - 1
     np.testing.assert_allclose(features, network.predict_on_batch(pixels), rtol=1e-3, atol=1e-4)
 
