@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "plot_comparison",
     "plot_confusion_matrix",
     "plot_embedding",
     "plot_intervals",
     "plot_learning_curve",
+    "plot_missing_curve",
+    "plot_reliability",
     "plot_rescues",
     "plot_samples",
+    "plot_size_curve",
 ]
 
 # Okabe and Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/color/, without the
@@ -325,6 +329,146 @@ def plot_intervals(intervals: dict, *, xlabel: str = "accuracy", ax=None) -> "Ax
     level = f" ({levels.pop():.0%} interval)" if len(levels) == 1 else ""
     ax.set_yticks(range(len(intervals)), list(intervals))
     ax.set(xlabel=xlabel + level, ylim=(len(intervals) - 0.4, -0.7))
+    _use_fonts_with_the_glyphs(ax)
+    return ax
+
+
+def plot_comparison(scores, *, metric: str = "accuracy", confidence_level=0.95, ax=None) -> "Axes":
+    """Draw the mean score of every method with its interval, the best at the top.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As :func:`cmlearn.model_selection.compare_methods` returns them, for one training size
+        and one variant.
+    metric : str
+        The column to draw.
+    confidence_level : float
+        Of the intervals, which take into account that folds share training rows
+        (:func:`cmlearn.model_selection.score_intervals`).
+    ax : Axes, optional
+        Where to draw; a new figure if not given.
+    """
+    from cmlearn.model_selection import score_intervals
+
+    intervals = score_intervals(scores, metric, confidence_level=confidence_level)
+    if metric in ("calibration_error", "log_loss", "fit_seconds", "predict_seconds"):
+        intervals = dict(reversed(intervals.items()))  # the lowest is the best
+    return plot_intervals(intervals, xlabel=_metric_name(metric), ax=ax)
+
+
+def _metric_name(metric: str) -> str:
+    return metric.replace("_", " ") + (" (nats)" if metric == "log_loss" else "")
+
+
+def plot_size_curve(scores, *, metric: str = "accuracy", ax=None) -> "Axes":
+    """Draw the mean score of every method over the number of training rows.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As :func:`cmlearn.model_selection.compare_methods` returns them with ``train_sizes``.
+    metric : str
+        The column to draw; the band is one standard deviation of the folds to either side.
+    ax : Axes, optional
+        Where to draw; a new figure if not given. Its x axis is made logarithmic.
+    """
+    sizes = scores.groupby("train_size")["n_train"].transform("mean")
+    ax = _draw_curves(scores.assign(size=sizes), "size", metric, ax)
+    ax.set_xscale("log")
+    ax.set_xlabel("training rows")
+    return ax
+
+
+def plot_missing_curve(
+    scores, *, metric: str = "accuracy", xlabel: str = "share of rows without the modality", ax=None
+) -> "Axes":
+    """Draw the mean score of every method over the share of test rows that lack a modality.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As :func:`cmlearn.model_selection.compare_methods` returns them with ``variants`` whose
+        names are the shares, numbers from 0 to 1.
+    metric : str
+        The column to draw; the band is one standard deviation of the folds to either side.
+    xlabel : str
+        What the shares are of.
+    ax : Axes, optional
+        Where to draw; a new figure if not given.
+    """
+    import pandas as pd
+
+    if not pd.api.types.is_numeric_dtype(scores["variant"]):
+        raise ValueError(
+            "the variants must be numbers, the shares that are missing, such as variants={0.0: …, "
+            f"0.5: …}}; got {scores['variant'].unique().tolist()}"
+        )
+    ax = _draw_curves(scores, "variant", metric, ax)
+    ax.set_xlabel(xlabel)
+    return ax
+
+
+def _draw_curves(scores, x: str, metric: str, ax) -> "Axes":
+    if metric not in scores:
+        raise ValueError(f"there is no metric {metric!r}; the scores hold {list(scores)}")
+    ax = ax or _new_axes((6, 4))
+    for number, name in enumerate(scores["method"].unique()):
+        folds = scores[scores["method"] == name].groupby(x)[metric]
+        mean, spread = folds.mean(), folds.std().fillna(0)
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        ax.plot(mean.index, mean, color=color, marker=marker, label=name)
+        ax.fill_between(mean.index, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
+    ax.set_ylabel(_metric_name(metric))
+    ax.legend(fontsize=8)
+    _use_fonts_with_the_glyphs(ax)
+    return ax
+
+
+def plot_reliability(
+    y_true, probabilities: dict, *, labels=None, n_bins: int = 10, ax=None
+) -> "Axes":
+    """Draw how often each model was right over how sure it was, and the calibration error.
+
+    Below the diagonal a model is too certain, above it too modest. The area of a point is the
+    share of rows that it stands for.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n,)
+        Labels; or, with one probability a row, whether the prediction was right.
+    probabilities : dict of str to array-like of shape (n, n_classes) or (n,)
+        Each model's class probabilities, or those of its predicted class alone.
+    labels : array-like of shape (n_classes,), optional
+        The label of each column of the probabilities; the sorted labels if not given.
+    n_bins : int
+        Number of bins of equal width from 0 to 1.
+    ax : Axes, optional
+        Where to draw; a new figure if not given.
+    """
+    from cmlearn.metrics import calibration_error, reliability_curve
+
+    ax = ax or _new_axes((5, 4.5))
+    ax.plot([0, 1], [0, 1], ":", color="0.5", lw=1, label="perfectly calibrated")
+    for number, (name, y_prob) in enumerate(probabilities.items()):
+        curve = reliability_curve(y_true, y_prob, labels=labels, n_bins=n_bins)
+        error = calibration_error(y_true, y_prob, labels=labels, n_bins=n_bins)
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        ax.plot(curve["confidence"], curve["accuracy"], color=color, lw=1)
+        ax.scatter(
+            curve["confidence"],
+            curve["accuracy"],
+            s=400 * curve["n_rows"] / curve["n_rows"].sum(),
+            color=color,
+            marker=marker,
+            label=f"{name} (error {error:.3f})",
+        )
+    ax.set(
+        xlabel="probability of the predicted class",
+        ylabel="share that is right",
+        ylim=(-0.03, 1.03),
+    )
+    ax.legend(fontsize=8)
     _use_fonts_with_the_glyphs(ax)
     return ax
 

@@ -526,7 +526,7 @@ def test_late_fusion_survives_pickle_and_skops(labelled):
 
 def test_late_fusion_names_what_is_wrong(labelled):
     X, y = labelled
-    with pytest.raises(ValueError, match='how must be "mean", "product" or "margin"; got \'vote\''):
+    with pytest.raises(ValueError, match='how must be "mean", .* or "confidence"; got \'vote\''):
         LateFusion(CLASSIFIERS, how="vote").fit(X, y)
     with pytest.raises(ValueError, match="classifiers must be a list of"):
         LateFusion([]).fit(X, y)

@@ -3,6 +3,7 @@ import sys
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.offsetbox import AnnotationBbox
 
@@ -12,12 +13,16 @@ import matplotlib.pyplot as plt
 from cmlearn import plotting
 from cmlearn.metrics import Interval
 from cmlearn.plotting import (
+    plot_comparison,
     plot_confusion_matrix,
     plot_embedding,
     plot_intervals,
     plot_learning_curve,
+    plot_missing_curve,
+    plot_reliability,
     plot_rescues,
     plot_samples,
+    plot_size_curve,
 )
 
 NAMES = ["cup", "hat", "pen"]
@@ -264,6 +269,85 @@ def test_intervals_are_drawn_in_order_with_their_numbers():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first at the top
 
 
+# --- Comparisons ----------------------------------------------------------------------------------
+
+
+def fold_scores(**columns):
+    """Return scores of two methods over 2 × 3 folds at each of two sizes and two variants."""
+    rows = [
+        {"method": method, "repeat": repeat, "fold": fold, "train_size": size, "variant": variant}
+        | {"accuracy": 0.5 + 0.1 * (method == "both") + 0.2 * size - 0.1 * variant + 0.01 * fold}
+        | {"log_loss": 2.0 - 0.5 * (method == "both") + 0.1 * fold, "n_test": 40}
+        | {"n_train": int(80 * size) + fold - 1}
+        for method in ("text", "both")
+        for repeat in range(2)
+        for fold in range(3)
+        for size in (0.5, 1.0)
+        for variant in (0.0, 1.0)
+    ]
+    table = pd.DataFrame(rows)
+    for name, value in columns.items():
+        table = table[table[name] == value]
+    return table
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", 0.81), ("log_loss", 1.6)])
+def test_comparison_draws_means_and_corrected_intervals_best_first(metric, best):
+    scores = fold_scores(train_size=1.0, variant=0.0)
+    ax = plot_comparison(scores, metric=metric)
+    draw(ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["both", "text"]
+    values = scores[scores["method"] == "both"][metric].to_numpy()
+    assert ax.lines[1].get_xdata()[0] == pytest.approx(values.mean()) == pytest.approx(best)
+    # 2.5706: the 97.5% quantile of Student's t with 5 degrees of freedom, from tables.
+    half = 2.5706 * np.sqrt((1 / 6 + 40 / 80) * values.var(ddof=1))
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [best - half, best + half], rtol=1e-4)
+    name = {"accuracy": "accuracy", "log_loss": "log loss (nats)"}[metric]
+    assert ax.get_xlabel() == f"{name} (95% interval)"
+
+
+def test_size_curve_draws_the_mean_over_the_folds():
+    ax = plot_size_curve(fold_scores(variant=0.0))
+    draw(ax)
+    text, both = ax.lines
+    np.testing.assert_allclose(text.get_xdata(), [40, 80])
+    np.testing.assert_allclose(text.get_ydata(), [0.61, 0.71])
+    np.testing.assert_allclose(both.get_ydata(), [0.71, 0.81])
+    spread = np.std([0.0, 0.01, 0.02] * 2, ddof=1)
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((0.61 - spread, 0.71 + spread))
+    assert [entry.get_text() for entry in ax.get_legend().get_texts()] == ["text", "both"]
+    assert text.get_marker() != both.get_marker()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("training rows", "accuracy")
+    assert ax.get_xscale() == "log"
+
+
+def test_missing_curve_draws_the_mean_over_the_share_that_is_missing():
+    ax = plot_missing_curve(fold_scores(train_size=1.0), metric="accuracy")
+    draw(ax)
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [0, 1])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.71, 0.61])
+    assert ax.get_xlabel() == "share of rows without the modality"
+    with pytest.raises(ValueError, match=r"variants must be numbers.* got \['as it is'\]"):
+        plot_missing_curve(fold_scores().assign(variant="as it is"))
+    with pytest.raises(ValueError, match="no metric 'recall'; the scores hold"):
+        plot_missing_curve(fold_scores(), metric="recall")
+
+
+def test_reliability_draws_each_bin_and_the_error():
+    y_prob = np.array([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2)
+    ax = plot_reliability([0, 0, 0, 1, 1, 1], {"image": y_prob, "text": y_prob}, n_bins=10)
+    draw(ax)
+    points = ax.collections[0].get_offsets()
+    np.testing.assert_allclose(points, [[0.6, 1.0], [0.9, 0.75]])
+    sizes = ax.collections[0].get_sizes()
+    assert sizes[1] / sizes[0] == pytest.approx(2)
+    texts = [entry.get_text() for entry in ax.get_legend().get_texts()]
+    # 2/6 of the rows are 0.4 off, 4/6 are 0.15 off.
+    assert texts == ["perfectly calibrated", "image (error 0.233)", "text (error 0.233)"]
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])
+
+
 # --- Fonts ----------------------------------------------------------------------------------------
 
 
@@ -297,6 +381,10 @@ def test_missing_font_gives_one_warning_with_the_remedy(monkeypatch):
         lambda ax: plot_embedding(np.eye(4), [0, 0, 1, 1], ax=ax),
         lambda ax: plot_rescues(Y, PREDICTIONS, ax=ax),
         lambda ax: plot_intervals({"a": Interval(0.5, 0.4, 0.6, 0.9)}, ax=ax),
+        lambda ax: plot_comparison(fold_scores(train_size=1.0, variant=0.0), ax=ax),
+        lambda ax: plot_size_curve(fold_scores(), ax=ax),
+        lambda ax: plot_missing_curve(fold_scores(), ax=ax),
+        lambda ax: plot_reliability([0, 1], {"a": np.eye(2)}, ax=ax),
     ],
 )
 def test_the_axes_given_are_drawn_on_and_returned(plot):
