@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator
 from numbers import Integral
 
@@ -47,6 +48,8 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):
         if not hasattr(self, "_model"):
             import keras
 
+            import cmlearn.layers  # noqa: F401 -- the layers that config_ may name
+
             self._model = keras.models.model_from_json(self.config_)
             self._model.set_weights(self.weights_)
         return self._model
@@ -58,11 +61,11 @@ def check_training_parameters(estimator) -> None:
         value = getattr(estimator, name, 0)
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and below 1; got {value!r}")
-    for name in ("batch_size", "epochs", "patience", "units", "rank"):
+    for name in ("batch_size", "epochs", "patience", "units", "image_size"):
         value = getattr(estimator, name, 1)
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
-    if not estimator.learning_rate > 0:
+    if estimator.learning_rate is not None and not estimator.learning_rate > 0:
         raise ValueError(f"learning_rate must be above 0; got {estimator.learning_rate!r}")
 
 
@@ -105,7 +108,7 @@ def split_off_validation(codes: np.ndarray, classes: np.ndarray, fraction: float
     return train_test_split(rows, test_size=n_validation, stratify=codes, random_state=random_state)
 
 
-def take_rows(data, rows: np.ndarray):
+def take_rows(data, rows: np.ndarray | slice):
     """Return some rows of every array in a nest of tuples and dicts."""
     import keras
 
@@ -164,7 +167,8 @@ def train_network(
         callbacks.append(stopping)
     first_epoch = 0
     if checkpoint is not None:
-        first_epoch = checkpoint.restore(model)
+        first_epoch = checkpoint.restore(model, epochs)
+        epochs = first_epoch if checkpoint.stopped else epochs
         callbacks.append(checkpoint.callback(stopping))
     history = model.fit(
         shuffled_batches(take_rows(data, train), batch_size, seed, first_epoch),
@@ -215,6 +219,23 @@ def shuffled_batches(data: tuple, batch_size: int, seed: int, first_epoch: int =
             self.order = self.rng.permutation(n_rows)
 
     return ShuffledBatches()
+
+
+def in_batches(model, inputs, batch_size: int = 256):
+    """Return what the network gives for many rows, as it does when it does not train."""
+    import keras
+
+    n_rows = len(keras.tree.flatten(inputs)[0])
+    batches = []
+    with warnings.catch_warnings():
+        # Keras takes attention to a sequence of one position for a mistake.
+        warnings.filterwarnings("ignore", "You are using a softmax over axis")
+        for start in range(0, n_rows, batch_size):
+            batch = take_rows(inputs, slice(start, start + batch_size))
+            # Called rather than model.predict, which would compile a function for each network.
+            outputs = model(batch, training=False)
+            batches.append(keras.tree.map_structure(keras.ops.convert_to_numpy, outputs))
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
 @contextlib.contextmanager

@@ -31,11 +31,13 @@ TRUSTED_TYPES = frozenset(
         "cmlearn.image.HOGEncoder",
         "cmlearn.image.PretrainedCNN",
         "cmlearn.image.SIFTBagOfWords",
+        "cmlearn.models.FusionClassifier",
         "cmlearn.models.NeuralClassifier",
         "cmlearn.text.FastTextEncoder",
         "cmlearn.text.GloVeEncoder",
         "cmlearn.text.SentenceEncoder",
         "cmlearn.text.SpellingCorrector",
+        "cmlearn.two_tower.TwoTowerClassifier",
         "sklearn.calibration._CalibratedClassifier",
         "sklearn.calibration._SigmoidCalibration",
     }
