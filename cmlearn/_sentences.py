@@ -183,6 +183,9 @@ def _config(folder: Path) -> dict:
             f"{folder / CONFIG}: expected a BERT, got model_type {kind!r}. Choose another model, "
             "or give the name of a KerasHub preset"
         )
+    activation = config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise TextError(f"{folder / CONFIG}: expected hidden_act 'gelu', got {activation!r}")
     return config
 
 
@@ -242,9 +245,10 @@ def _tokenizer(folder: Path):
 def _backbone(folder: Path, config: dict):
     """Return KerasHub's BERT with the weights of the folder.
 
-    `from_preset` of KerasHub before 0.30 looks for other names than those in the files of Sentence
-    Transformers, so the weights are put in place here.
+    Older versions of `from_preset` (0.26, say) look for other names than those in the files of
+    Sentence Transformers, so the weights are put in place here.
     """
+    import keras
     import keras_hub
 
     arrays = _arrays(folder / WEIGHTS)
@@ -257,6 +261,11 @@ def _backbone(folder: Path, config: dict):
         max_sequence_length=config["max_position_embeddings"],
         num_segments=config["type_vocab_size"],
     )
+    for layer in backbone.layers:
+        # KerasHub computes GELU by its approximation with tanh, these weights were trained with the
+        # exact one. The codes would differ in the fourth decimal.
+        if isinstance(layer, keras_hub.layers.TransformerEncoder):
+            layer._feedforward_intermediate_dense.activation = keras.activations.gelu
     for variable in backbone.weights:
         # The pooled output, trained to guess the next sentence, is not used.
         if "pooled_dense" not in variable.path:
@@ -321,7 +330,7 @@ def _open_preset(name: str) -> Network:
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise TextError(
             f"model={name!r} is neither 'minilm', nor a folder, nor a preset that KerasHub can "
-            f"load here ({str(error)[:300]}).{hint}"
+            f"load here ({' '.join(str(error).split())[:300]}).{hint}"
         ) from error
     output = backbone.output
     if isinstance(output, dict):

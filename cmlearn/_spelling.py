@@ -18,7 +18,7 @@ def variants(word: str, letters: Collection[str]) -> set[str]:
     """Return all that is one edit away: a letter more, less or other, or two neighbours swapped.
 
     >>> sorted(variants("up", "o"))
-    ['o', 'op', 'oup', 'p', 'pu', 'u', 'uo', 'uop', 'upo']
+    ['op', 'oup', 'p', 'pu', 'u', 'uo', 'uop', 'upo']
     """
     splits = [(word[:i], word[i:]) for i in range(len(word) + 1)]
     less = {head + tail[1:] for head, tail in splits if tail}

@@ -34,7 +34,8 @@ def _ngrams(word: str, min_n: int, max_n: int) -> Iterator[str]:
     marked = f"<{word}>"
     for start in range(len(marked)):
         for end in range(start + min_n, min(start + max_n, len(marked)) + 1):
-            if marked[start:end] not in ("<", ">"):
+            only_a_bracket = end - start == 1 and (start == 0 or end == len(marked))
+            if not only_a_bracket:
                 yield marked[start:end]
 
 
@@ -116,7 +117,8 @@ def combine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Look words up; a word that is not known gets the mean of its n-grams' vectors.
 
-    An n-gram that training never met counts as zero, as it nearly does in fastText.
+    An n-gram that training never met counts as zero. fastText leaves it at the random numbers that
+    its vector started from, which say nothing.
 
     Returns
     -------

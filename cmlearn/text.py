@@ -261,6 +261,7 @@ class _TextTransformer(TransformerMixin, BaseEstimator):
         tags.input_tags.string = True
         tags.input_tags.two_d_array = False
         tags.input_tags.one_d_array = True
+        tags.transformer_tags.preserves_dtype = []  # texts have none
         return tags
 
 
@@ -507,7 +508,8 @@ class FastTextEncoder(ClassNamePrefixFeaturesOutMixin, _TextTransformer):
     -----
     The vector of a known word is the mean of its own and those of its :math:`n`-grams; of an
     unknown one, :math:`\frac{1}{|G_w|} \sum_{g \in G_w} \mathbf{z}_g` over its :math:`n`-grams
-    :math:`G_w`, where those never met in training count as zero [1]_. Training is gensim's
+    :math:`G_w` [1]_. Those that training never met count as zero, where fastText adds the
+    random numbers that their vectors started from. Training is gensim's
     (skip-gram with negative sampling), in one thread, so that the same seed gives the same vectors.
 
     Vectors trained on a few thousand words know little of what these mean. Large files trained on
