@@ -7,6 +7,8 @@ sequences with a boolean mask each. Whatever a missing modality or a masked posi
 NaN, changes neither the result nor a gradient.
 """
 
+from numbers import Integral
+
 import keras
 import numpy as np
 from keras import ops
@@ -70,7 +72,7 @@ class FixedFusion(keras.layers.Layer):
 
     def build(self, input_shape):
         """Check the shapes of the two vectors."""
-        width_1, width_2 = _check_pair(self, input_shape)
+        self.widths = width_1, width_2 = _check_pair(self, input_shape)
         if self.how != "concat" and width_1 != width_2:
             raise ValueError(
                 f'FixedFusion("{self.how}") needs two vectors of one width; got {width_1} and '
@@ -161,7 +163,7 @@ class GatedFusion(keras.layers.Layer):
 
     def build(self, input_shape):
         """Create the weights for vectors of the given shapes."""
-        width_1, width_2 = _check_pair(self, input_shape)
+        self.widths = width_1, width_2 = _check_pair(self, input_shape)
         self.projections[0].build((None, width_1))
         self.projections[1].build((None, width_2))
         self.gate.build((None, width_1 + width_2))
@@ -233,7 +235,7 @@ class TensorFusion(keras.layers.Layer):
 
     def build(self, input_shape):
         """Create the weights for vectors of the given shapes."""
-        width_1, width_2 = _check_pair(self, input_shape)
+        self.widths = width_1, width_2 = _check_pair(self, input_shape)
         # Two axes, as of a Dense layer on the flattened product, so that Glorot's initialiser
         # sees the number of inputs that a unit has.
         self.kernel = self.add_weight(
@@ -328,7 +330,8 @@ class LowRankBilinear(keras.layers.Layer):
 
     def build(self, input_shape):
         """Create the weights for vectors of the given shapes."""
-        for factor, width in zip(self.factors, _check_pair(self, input_shape), strict=True):
+        self.widths = _check_pair(self, input_shape)
+        for factor, width in zip(self.factors, self.widths, strict=True):
             factor.build((None, width))
 
     def call(self, inputs, present=None):
@@ -406,7 +409,7 @@ class FiLM(keras.layers.Layer):
 
     def build(self, input_shape):
         """Create the weights for vectors of the given shapes."""
-        width_1, width_2 = _check_pair(self, input_shape)
+        self.widths = width_1, width_2 = _check_pair(self, input_shape)
         self.features.build((None, width_1))
         self.modulation.build((None, width_2))
 
@@ -716,6 +719,8 @@ class BottleneckFusion(keras.layers.Layer):
         """
         shapes = [x.shape for x in _check_two(self, inputs)]
         masks = (None, None) if masks is None else masks
+        if len(masks) != 2:
+            raise ValueError(f"{self.name} takes two masks, one an input; got {len(masks)}")
         _check_sequences(
             self,
             ("the first input", shapes[0]),
@@ -943,9 +948,11 @@ class ScaledSimilarity(keras.layers.Layer):
 
     def call(self, inputs):
         """Return the logits (b, c) of images (b, d) with texts (c, d)."""
-        image, text = (_unit_length(x) for x in inputs)
-        logits = ops.matmul(image, ops.transpose(text)) * ops.exp(-self.log_temperature)
-        return logits if self.bias is None else logits + self.bias_weight
+        # In full precision: half of it has no number for the square of a small length.
+        image, text = (_unit_length(ops.cast(x, self.variable_dtype)) for x in inputs)
+        scale = ops.cast(ops.exp(-self.log_temperature), image.dtype)
+        logits = ops.matmul(image, ops.transpose(text)) * scale
+        return logits if self.bias is None else logits + ops.cast(self.bias_weight, image.dtype)
 
     def get_config(self):
         """Return the constructor's arguments."""
@@ -954,7 +961,12 @@ class ScaledSimilarity(keras.layers.Layer):
 
 def _read_pair(layer, inputs, present):
     """Return both vectors, zeros where missing, and (b, 1) bool each for where they are not."""
-    _check_pair(layer, [x.shape for x in _check_two(layer, inputs)])
+    widths = _check_pair(layer, [x.shape for x in _check_two(layer, inputs)])
+    if tuple(widths) != tuple(layer.widths):
+        raise ValueError(
+            f"{layer.name} was built for widths {' and '.join(map(str, layer.widths))}; got "
+            f"{' and '.join(map(str, widths))}. Are the inputs in the order that they were in?"
+        )
     if present is None:
         present = ops.ones((ops.shape(inputs[0])[0], 2), "bool")
     _check_present(layer, present.shape)
@@ -984,7 +996,8 @@ def _append_one(x):
 
 def _unit_length(x):
     # keras.ops.normalize has no finite gradient at a vector of zeros.
-    return x * ops.rsqrt(ops.maximum(ops.sum(x * x, axis=-1, keepdims=True), 1e-12))
+    square = ops.sum(x * x, axis=-1, keepdims=True)
+    return x * ops.rsqrt(ops.where(square > 1e-12, square, 1))
 
 
 def _seeds(seed, n):
@@ -1000,6 +1013,8 @@ def _glorot(seed):
 
 def _check_positive(**values):
     for name, value in values.items():
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name} must be a whole number; got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value!r}")
 
@@ -1014,9 +1029,7 @@ def _check_two(layer, inputs):
     """Return the inputs, or their shapes, if they are two."""
     nested = isinstance(inputs, (list, tuple))
     if not nested or any(isinstance(item, int) or item is None for item in inputs):
-        raise ValueError(
-            f"{layer.name} fuses a list of two inputs, [image, text]; got a single one"
-        )
+        raise ValueError(f"{layer.name} fuses two inputs, [image, text]; got a single one")
     if len(inputs) != 2:
         raise ValueError(f"{layer.name} fuses two inputs, [image, text]; got {len(inputs)}")
     return inputs
