@@ -409,7 +409,7 @@ def test_permuting_the_batch_permutes_the_output(name, rng):
 
 
 @each_masked_case
-def test_a_batch_with_nothing_in_it_gives_zeros_and_no_gradient(name, rng):
+def test_output_and_gradient_of_an_empty_batch_equal_zero(name, rng):
     case = CASES[name]
     layer = case.built(rng)
     fixed = {
@@ -799,5 +799,5 @@ def test_similarity_refuses_unequal_widths():
 
 
 @pytest.mark.parametrize("backend", other_backends())
-def test_all_of_it_under_another_backend(backend):
+def test_formulas_and_gradients_hold_under_another_backend(backend):
     run_under(backend, __file__, Path(__file__).with_name("test_losses.py"))
