@@ -21,11 +21,19 @@ MODEL_FILE = "model.skops"
 # trusts. Any other is refused at loading, because a model file may come from a stranger.
 TRUSTED_TYPES = frozenset(
     {
+        "cmlearn.alignment.ContrastiveAlignment",
+        "cmlearn.alignment.MismatchRobustClassifier",
+        "cmlearn.alignment.RegularizedCCA",
+        "cmlearn.alignment.ZeroShotClassifier",
         "cmlearn.calibration.TemperatureScaling",
         "cmlearn.fusion.Fusion",
         "cmlearn.fusion.LateFusion",
         "cmlearn.fusion._CellsToMatrix",
         "cmlearn.fusion._PresentRows",
+        "cmlearn.generation.FeatureGAN",
+        "cmlearn.generation.ModalityImputer",
+        "cmlearn.generation.NearestPrototype",
+        "cmlearn.generation.RidgeGenerator",
         "cmlearn.image.CNNEncoder",
         "cmlearn.image.ColorHistogram",
         "cmlearn.image.HOGEncoder",
