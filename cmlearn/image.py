@@ -609,8 +609,9 @@ class PretrainedCNN(_UntrainedEncoder):
         -------
         ndarray of shape (n, positions, d), float32
             The feature map before the average over the positions, which go row by row from the
-            upper left. The image is scaled to a square, so that their number is one: 49 (7 x 7)
-            for ``"efficientnet-lite0"``, and more for an earlier `layer`.
+            upper left. Every image is scaled to the same square, so that all have as many: 49
+            (7 x 7) for ``"efficientnet-lite0"``, four times as many for a `layer` so early that
+            the network has halved its map once less.
 
         Raises
         ------

@@ -193,10 +193,12 @@ def test_the_keypoints_of_highest_contrast_are_kept(images, limit):
         keypoints = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
         contrast = np.array([keypoint.response for keypoint in keypoints])
         places = (np.array([keypoint.pt for keypoint in keypoints]) + 0.5) / SIZE
+        kept = [tuple(place) for place in kept.positions.tolist()]
+        places = [tuple(place) for place in places.astype(np.float32).tolist()]
         least = np.sort(contrast)[-limit]
-        strong = {tuple(place) for place in places[contrast >= least].astype(np.float32).tolist()}
-        assert len(kept.positions) == limit
-        assert all(tuple(np.float32(place).tolist()) in strong for place in kept.positions)
+        assert len(kept) == limit and kept[0] == places[contrast.argmax()]
+        assert set(kept) <= {places[i] for i in np.flatnonzero(contrast >= least)}
+        assert set(kept) >= {places[i] for i in np.flatnonzero(contrast > least)}
 
 
 def test_images_without_keypoints_are_counted_and_zero(tfidf, images):
