@@ -967,13 +967,10 @@ def _weights_by_log_loss(logs: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
     def loss(strengths):  # weights divided by the temperature: at least 0, with any sum
         pooled = log_softmax(np.tensordot(strengths, logs, axes=1), axis=1)
-        residuals = np.exp(pooled)
-        residuals[rows, codes] -= 1
-        gradient = np.einsum("bnc,nc->b", logs, residuals) / len(codes)
-        return -pooled[rows, codes].mean(), gradient
+        return -pooled[rows, codes].mean()
 
     start = np.full(len(logs), 1 / len(logs))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(logs)).x
+    found = minimize(loss, start, method="L-BFGS-B", bounds=[(0, None)] * len(logs)).x
     return found / found.sum() if found.sum() > 0 else start
 
 
