@@ -48,6 +48,8 @@ TRUSTED_TYPES = frozenset(
         "cmlearn.two_tower.TwoTowerClassifier",
         "sklearn.calibration._CalibratedClassifier",
         "sklearn.calibration._SigmoidCalibration",
+        # The columns that a fitted ColumnTransformer leaves out, in scikit-learn 1.5 to 1.7.
+        "sklearn.compose._column_transformer._RemainderColsList",
     }
 )
 
