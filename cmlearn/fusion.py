@@ -734,7 +734,8 @@ class LateFusion(ClassifierMixin, _NamedParts):
 
     ``stacking`` equals :class:`sklearn.ensemble.StackingClassifier` [5]_ with a
     ``LogisticRegression`` on the same folds: probabilities are its features, or, from
-    classifiers without them, margins.
+    classifiers without them, margins. It has learned how the scores go together, so it loses
+    most when a modality is missing that was there in training; a pool only leaves a factor out.
 
     References
     ----------
