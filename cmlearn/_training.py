@@ -61,7 +61,7 @@ def check_training_parameters(estimator) -> None:
         value = getattr(estimator, name, 0)
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and below 1; got {value!r}")
-    for name in ("batch_size", "epochs", "patience", "units", "image_size"):
+    for name in ("batch_size", "epochs", "patience", "units", "image_size", "embedding_width"):
         value = getattr(estimator, name, 1)
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")

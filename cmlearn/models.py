@@ -639,7 +639,7 @@ def _mean_over(sequences: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def of_pairs(tags):
-    """Return tags of scikit-learn changed to those of a table of pairs, of which some lack a part."""
+    """Return scikit-learn's tags as a table of pairs has them, some of which lack a part."""
     tags.input_tags.two_d_array = False
     tags.input_tags.allow_nan = True
     return tags
@@ -659,7 +659,7 @@ def check_columns(X) -> None:
         raise ValueError("X has no rows")
 
 
-def check_present(present: np.ndarray, *, fit: bool) -> None:
+def check_present(present: np.ndarray, *, fit: bool, first_row: int = 0) -> None:
     """Refuse rows that lack both modalities and, to fit, a modality that all rows lack.
 
     Parameters
@@ -668,12 +668,14 @@ def check_present(present: np.ndarray, *, fit: bool) -> None:
         Which of image and text each row has.
     fit : bool
         Whether the rows are to be learned from.
+    first_row : int
+        Number of the first of the rows, for the message.
     """
     neither = np.flatnonzero(~present.any(axis=1))
     if len(neither):
         raise ValueError(
-            f"row {neither[0]} lacks both the image and the text, so nothing tells its label; "
-            f"drop such rows ({len(neither)} of {len(present)})"
+            f"row {first_row + neither[0]} lacks both the image and the text, so nothing tells "
+            f"its label; drop such rows ({len(neither)} of {len(present)})"
         )
     for name, has in zip(MODALITIES, present.T, strict=True):
         if fit and not has.any():

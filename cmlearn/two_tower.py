@@ -45,6 +45,7 @@ __all__ = ["CheckpointError", "TwoTowerClassifier"]
 
 _PADDING, _UNKNOWN, _FIRST_WORD = 0, 1, 2  # what the numbers of the words begin with
 CHECKPOINT_FILE = "checkpoint.npz"
+_NOTES = ("fingerprint", "epoch", "history", "stopped", "stopping")
 
 
 class CheckpointError(ValueError):
@@ -299,7 +300,7 @@ class TwoTowerClassifier(KerasClassifier):
         words = [self._numbers(text) for text in texts]
         longest = max(map(len, words))
         present = np.stack([has_image, [text is not None for text in texts]], axis=1)
-        check_present(present, fit=False)
+        check_present(present, fit=False, first_row=first_row)
         padded = [row + [_PADDING] * (longest - len(row)) for row in words]
         return {"image": pixels, "text": np.array(padded, np.int32), "present": present}
 
@@ -583,10 +584,9 @@ class _Checkpoint:
         model.optimizer.build(model.trainable_variables)
         if not self.path.exists():
             return 0
-        arrays = self._read()
-        notes = json.loads(arrays["notes"].item())
-        self._check(notes, epochs)
         variables = _variables(model)
+        notes, arrays = self._read()
+        self._check(notes, epochs)
         for i, variable in enumerate(variables):
             variable.assign(arrays[f"variable_{i}"])
         best = [arrays[name] for name in sorted(arrays, key=_number) if name.startswith("best_")]
@@ -616,8 +616,6 @@ class _Checkpoint:
         return KeepState()
 
     def _write(self, model, epoch: int, stopping) -> None:
-        from keras.ops import convert_to_numpy
-
         notes = {
             "fingerprint": self.fingerprint,
             "epoch": epoch,
@@ -625,7 +623,7 @@ class _Checkpoint:
             "stopped": bool(model.stop_training),
             "stopping": {},
         }
-        arrays = {f"variable_{i}": convert_to_numpy(v) for i, v in enumerate(_variables(model))}
+        arrays = {f"variable_{i}": v.numpy() for i, v in enumerate(_variables(model))}
         if stopping is not None:
             notes["stopping"] = {
                 "wait": stopping.wait,
@@ -636,10 +634,12 @@ class _Checkpoint:
         with replace_when_whole(self.path) as partial:
             np.savez(partial, notes=np.array(json.dumps(notes)), **arrays)
 
-    def _read(self) -> dict[str, np.ndarray]:
+    def _read(self) -> tuple[dict, dict[str, np.ndarray]]:
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                return {name: file[name] for name in [*file.files, "notes"]}
+                arrays = {name: file[name] for name in file.files}
+            notes = json.loads(arrays.pop("notes").item())
+            return {name: notes[name] for name in _NOTES}, arrays
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
             raise CheckpointError(
                 f"{self.path} is not a whole checkpoint ({error}); remove it to train from the "
