@@ -216,7 +216,8 @@ class FusionClassifier(KerasClassifier):
     modality_dropout : float in [0, 1)
         Share of the training rows from which a random one of the two modalities is hidden in each
         step, so that the network learns to do with either [7]_. Rows that lack one already stay as
-        they are.
+        they are. Where rows to predict will lack one, 0.5 makes the network about as good on them
+        as one trained on the other modality alone.
     auxiliary_weight : float
         Weight of the loss of two more outputs, which name the label from the image alone and from
         the text alone. They keep the stronger modality from leaving the weaker one untrained, and
