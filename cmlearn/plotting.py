@@ -426,7 +426,7 @@ def _draw_curves(scores, x: str, metric: str, ax) -> "Axes":
 
 
 def plot_reliability(
-    y_true, probabilities: dict, *, labels=None, n_bins: int = 10, ax=None
+    y_true, probabilities: dict, *, labels=None, n_bins: int = 15, ax=None
 ) -> "Axes":
     """Draw how often each model was right over how sure it was, and the calibration error.
 
