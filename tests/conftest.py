@@ -40,3 +40,13 @@ def rng():
 def root():
     """Return the top folder of the checkout."""
     return ROOT
+
+
+class AllColumns:
+    """Picks every column; unlike a function it has the same name in every process."""
+
+    def __call__(self, X):
+        return list(range(X.shape[1]))
+
+    def __repr__(self):
+        return "AllColumns()"

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
+from conftest import AllColumns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -351,10 +352,6 @@ def test_missing_column_is_named(table):
         Fusion(BLOCKS).fit(table).transform(table.drop(columns="t2"))
 
 
-def all_columns(X):
-    return list(range(X.shape[1]))
-
-
 EXPECTED_FAILURES_OF_FUSION = {
     "check_dtype_object": "the error for non-numeric cells names the block instead",
     "check_fit1d": "columns are picked from a table first: the error is ColumnTransformer's",
@@ -367,9 +364,9 @@ EXPECTED_FAILURES_OF_FUSION = {
 
 @parametrize_with_checks(
     [
-        Fusion([("all", "passthrough", all_columns)]),
+        Fusion([("all", "passthrough", AllColumns())]),
         Fusion(
-            [("all", "passthrough", all_columns)], how="product", n_components=4, random_state=0
+            [("all", "passthrough", AllColumns())], how="product", n_components=4, random_state=0
         ),
     ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES_OF_FUSION,

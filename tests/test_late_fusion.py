@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from conftest import AllColumns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
@@ -658,10 +659,6 @@ def test_temperature_scaling_takes_texts_and_any_splitter(pairs):
     assert scaled.predict_proba(texts).max(axis=1).min() > 0.99
 
 
-def all_columns(X):
-    return list(range(X.shape[1]))
-
-
 EXPECTED_FAILURES = {
     "check_classifier_data_not_an_array": "columns are picked from a table or an array",
     "check_classifiers_train": "columns cannot be picked from a list of lists",
@@ -680,7 +677,7 @@ EXPECTED_FAILURES = {
     [
         LateFusion([("one", LogisticRegression(), slice(None))], how="confidence", cv=2),
         LateFusion([("one", LogisticRegression(), slice(None))], how="stacking", cv=2),
-        Fusion([("all", "passthrough", all_columns)], missing="mask"),
+        Fusion([("all", "passthrough", AllColumns())], missing="mask"),
         TemperatureScaling(LogisticRegression(), cv=2),
     ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES,

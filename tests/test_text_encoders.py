@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -769,16 +768,25 @@ def as_texts(X):
     return [" ".join(row) for row in words[np.abs(10 * X).astype(int) % 6]]
 
 
-def encoders_of_numbers():
-    folder = write_bert(Path(tempfile.mkdtemp(prefix="cmlearn-test-bert-")))
-    return [
+BERT_OF_NUMBERS = "bert-of-numbers"  # relative, for a test must have the same name in each process
+
+
+@pytest.fixture(scope="module")
+def folder_of_bert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checks")
+    (folder / BERT_OF_NUMBERS).mkdir()
+    write_bert(folder / BERT_OF_NUMBERS)
+    return folder
+
+
+@parametrize_with_checks(
+    [
         GloVeOfNumbers(),
         GloVeOfNumbers(weighting="tfidf"),
         FastTextOfNumbers(vector_size=2, epochs=1),
-        SentencesOfNumbers(folder, cache=False),
+        SentencesOfNumbers(BERT_OF_NUMBERS, cache=False),
     ]
-
-
-@parametrize_with_checks(encoders_of_numbers())
-def test_scikit_learn_check(estimator, check):
+)
+def test_scikit_learn_check(estimator, check, folder_of_bert, monkeypatch):
+    monkeypatch.chdir(folder_of_bert)
     check(estimator)
