@@ -33,7 +33,7 @@ RUNS = Path(__file__).resolve().parent.parent / "book" / "_runs"
 SEEDS = (0, 1, 2)
 FOLDS = 5
 REPEATS = 5
-SLOW_REPEATS = 3
+SLOW_REPEATS = 1
 MISSING_RATES = (0.25, 0.5, 0.75, 1.0)
 BEST = "cnn + both texts: margins of all sets"
 # What the scores depend on: a change in another module does not make a stored run stale.
@@ -232,7 +232,7 @@ def run_methods(path: Path = RUNS / "methods.json") -> None:
     quick = judge(comparison.machines() | comparison.peers(), table, n_repeats=REPEATS).scores
     slow_methods = comparison.descriptors() | comparison.networks()
     slow = judge(slow_methods, table, n_repeats=SLOW_REPEATS).scores
-    # The seed is the same, so the slow methods saw the first of the quick ones' folds.
+    # The seed is the same, so the slow methods see the first of the quick ones' folds.
     both = pd.concat([quick[quick["repeat"] < SLOW_REPEATS], slow])
     tests = paired_tests(both, reference=BEST).set_index("method")
     tests.update(paired_tests(quick, reference=BEST).set_index("method"))
