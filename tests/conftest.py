@@ -50,3 +50,28 @@ class AllColumns:
 
     def __repr__(self):
         return "AllColumns()"
+
+
+@pytest.fixture(scope="module")
+def step_by_step():
+    """Do without TensorFlow's graphs: tracing one takes seconds, a few small steps take less."""
+    yield from _eagerly(True)
+
+
+@pytest.fixture
+def in_graph(step_by_step):
+    """Train as users do, within a module that goes step by step."""
+    yield from _eagerly(False)
+
+
+def _eagerly(eager):
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(eager)
+    yield
+    tf.config.run_functions_eagerly(not eager)

@@ -21,35 +21,10 @@ from cmlearn.models import FUSIONS, FusionClassifier, count_flops, count_paramet
 from cmlearn.persistence import load_model, save_model
 
 keras = pytest.importorskip("keras")
+pytestmark = pytest.mark.usefixtures("step_by_step")
 
 OF_VECTORS = [how for how in FUSIONS if how not in ("bottleneck", "cross-attention")]
 UNITS = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _step_by_step():
-    """Do without TensorFlow's graphs: tracing one takes seconds, a few small steps take less."""
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
-@pytest.fixture
-def in_graph(_step_by_step):
-    """Train as users do."""
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(False)
-    yield
-    tf.config.run_functions_eagerly(True)
 
 
 def small(how="gated", **parameters):

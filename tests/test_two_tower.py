@@ -21,32 +21,7 @@ from cmlearn.text import TextError, tokenize
 from cmlearn.two_tower import CheckpointError, TwoTowerClassifier
 
 keras = pytest.importorskip("keras")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _step_by_step():
-    """Do without TensorFlow's graphs: tracing one takes seconds, a few small steps take less."""
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
-@pytest.fixture
-def in_graph(_step_by_step):
-    """Train as users do."""
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(False)
-    yield
-    tf.config.run_functions_eagerly(True)
+pytestmark = pytest.mark.usefixtures("step_by_step")
 
 
 def small(how="concat", **parameters):
