@@ -158,7 +158,7 @@ def train_network(
     import keras
 
     prefix = f"{label}_" if label else ""
-    callbacks = [_progress_bar(epochs)] if verbose else []
+    callbacks = [progress_bar(epochs)] if verbose else []
     stopping = None
     if validation is not None:
         stopping = keras.callbacks.EarlyStopping(
@@ -252,7 +252,7 @@ def layer_seeds(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _progress_bar(epochs: int):
+def progress_bar(epochs: int):
     import keras
     from tqdm import tqdm
 

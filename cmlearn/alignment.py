@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from cmlearn._folds import check_folds, stratified_folds
 from cmlearn._training import (
-    _progress_bar,
+    progress_bar,
     check_training_parameters,
     layer_seeds,
     shuffled_batches,
@@ -379,7 +379,7 @@ class ContrastiveAlignment(BaseEstimator):
             model = self._build({name: values.shape[1] for name, values in pairs.items()})
         self.config_ = model.to_json()  # before the loss, which only training needs
         model.compile(keras.optimizers.Adam(self.learning_rate), loss=_contrast(self.loss))
-        callbacks = [_progress_bar(self.epochs)] if self.verbose else []
+        callbacks = [progress_bar(self.epochs)] if self.verbose else []
         if validation is not None:
             callbacks.append(
                 keras.callbacks.EarlyStopping(patience=self.patience, restore_best_weights=True)

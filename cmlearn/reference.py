@@ -32,8 +32,8 @@ from cmlearn.text import GloVeEncoder
 RUNS = Path(__file__).resolve().parent.parent / "book" / "_runs"
 SEEDS = (0, 1, 2)
 FOLDS = 5
-REPEATS = 5
-SLOW_REPEATS = 1
+REPEATS = 10
+SLOW_REPEATS = 3
 MISSING_RATES = (0.25, 0.5, 0.75, 1.0)
 BEST = "cnn + both texts: margins of all sets"
 # What the scores depend on: a change in another module does not make a stored run stale.
@@ -205,7 +205,12 @@ def run_methods(path: Path = RUNS / "methods.json") -> None:
     judge = partial(
         compare_methods, y=labels, groups=groups, random_state=0, n_jobs=-1, verbose=True
     )
-    results: dict = {"folds": FOLDS, "n_pairs": len(labels)}
+    results: dict = {
+        "folds": FOLDS,
+        "repeats": REPEATS,
+        "slow_repeats": SLOW_REPEATS,
+        "n_pairs": len(labels),
+    }
     once = {
         "styles": judge(
             comparison.style_methods(),
