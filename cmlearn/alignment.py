@@ -19,9 +19,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from cmlearn._folds import check_folds, stratified_folds
 from cmlearn._training import (
-    progress_bar,
     check_training_parameters,
     layer_seeds,
+    progress_bar,
     shuffled_batches,
     take_rows,
 )

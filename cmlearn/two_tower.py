@@ -45,6 +45,7 @@ __all__ = ["CheckpointError", "TwoTowerClassifier"]
 
 _PADDING, _UNKNOWN, _FIRST_WORD = 0, 1, 2  # what the numbers of the words begin with
 CHECKPOINT_FILE = "checkpoint.npz"
+_TOWER_LAYERS = ("convolution_", "image_projection", "text_projection")
 _NOTES = ("fingerprint", "epoch", "history", "stopped", "stopping")
 
 
@@ -79,7 +80,7 @@ class TwoTowerClassifier(KerasClassifier):
     missing, modality_dropout, auxiliary_weight
         As in :class:`cmlearn.models.FusionClassifier`.
     balance : float
-        Strength :math:`\alpha` of the gradient modulation OGM; 0 for none. See the notes.
+        Strength :math:`\alpha` of the gradient modulation OGM-GE; 0 for none. See the notes.
     dropout : float in [0, 1)
         Share of the inputs of the output layer that is set to zero in training.
     learning_rate : float or None
@@ -127,18 +128,20 @@ class TwoTowerClassifier(KerasClassifier):
     none. The vector for unknown words is learned only where a training text is empty; it starts
     at zeros, the mean of the others.
 
-    ``balance`` is on-the-fly gradient modulation (OGM, [3]_), without the Gaussian noise that the
-    paper adds to the gradients (GE). Two more output layers name the label from each tower alone;
-    they learn without an influence on the towers. With :math:`s_v, s_t` their probabilities of the
-    true labels, summed over the complete rows of a batch, and :math:`\rho_v = s_v / s_t =
-    1/\rho_t`, the gradient that reaches a tower is multiplied by
+    ``balance`` is on-the-fly gradient modulation with generalisation enhancement (OGM-GE, [3]_).
+    Two more output layers name the label from each tower alone; they learn without an influence on
+    the towers. With :math:`s_v, s_t` their probabilities of the true labels, summed over the
+    complete rows of a batch, and :math:`\rho_v = s_v / s_t = 1/\rho_t`, the gradient that reaches a
+    tower is multiplied by
 
     .. math:: k_u = 1 - \tanh(\alpha \rho_u) \text{ if } \rho_u > 1 \text{ else } 1 .
 
-    The paper takes the scores from the two halves of a linear classifier on the concatenation,
-    which other fusions do not have. Adam divides each gradient by its own size and would undo the
-    modulation, so the network is then trained by gradient descent with momentum 0.9, as in the
-    paper.
+    Then normal noise is added to the gradient of each kernel of the towers, with the standard
+    deviation of that gradient's entries. The paper takes the scores from the two halves of a linear
+    classifier on the concatenation, which other fusions do not have, and the noise's deviation from
+    the gradient before it is multiplied. The word vectors get no noise: most of them have no
+    gradient in a batch. Adam divides each gradient by its own size and would undo the modulation,
+    so the network is then trained by gradient descent with momentum 0.9, as in the paper.
 
     References
     ----------
@@ -323,7 +326,7 @@ class TwoTowerClassifier(KerasClassifier):
             weights |= {f"{name}_label": present[:, i], f"{name}_score": present[:, i]}
             loss_weights |= {f"{name}_label": self.auxiliary_weight, f"{name}_score": 1.0}
         network.compile(
-            optimizer=self._optimizer(),
+            optimizer=self._optimizer(seed),
             loss=dict.fromkeys(network.output, "sparse_categorical_crossentropy"),
             loss_weights={name: loss_weights[name] for name in network.output},
             metrics={"label": ["accuracy"]},
@@ -351,11 +354,11 @@ class TwoTowerClassifier(KerasClassifier):
         self.best_epoch_ = int(np.argmin(self.history_.get("val_loss", self.history_["loss"])))
         self._keep(self._without_training_layers(network, inputs))
 
-    def _optimizer(self):
+    def _optimizer(self, seed: int):
         import keras
 
         if self.balance:
-            optimizer = keras.optimizers.SGD(self.learning_rate or 0.02, momentum=0.9)
+            optimizer = _noisy_sgd(self.learning_rate or 0.02, seed)
         else:
             optimizer = keras.optimizers.Adam(self.learning_rate or 1e-3)
         if _tower_policy() == "mixed_float16":
@@ -518,6 +521,41 @@ def _modulate(features, scores: dict, answer, present, strength: float) -> list:
         share = ops.stop_gradient(ops.where(ratio > 1, 1 - ops.tanh(strength * ratio), 1.0))
         modulated.append(share * x + ops.stop_gradient((1 - share) * x))
     return modulated
+
+
+def _noisy_sgd(learning_rate: float, seed: int):
+    """Return gradient descent with momentum and noise on the gradients of the towers' kernels.
+
+    Each kernel's noise has the standard deviation of the entries of its gradient.
+    """
+    import keras
+    from keras import ops
+
+    class NoisySGD(keras.optimizers.SGD):
+        def __init__(self):
+            super().__init__(learning_rate, momentum=0.9)
+            self.noise = keras.random.SeedGenerator(seed)
+            # As an attribute the state is one of the optimiser's variables, kept in checkpoints.
+            self.noise_state = self.noise.state
+
+        def build(self, variables):
+            super().build(variables)
+            self._noisy = [
+                v.path.startswith(_TOWER_LAYERS) and v.name == "kernel" for v in variables
+            ]
+
+        def apply(self, grads, trainable_variables=None):
+            if not self.built:
+                self.build(trainable_variables)
+            noisy = zip(grads, self._noisy, strict=True)
+            grads = [self._with_noise(gradient) if yes else gradient for gradient, yes in noisy]
+            super().apply(grads, trainable_variables)
+
+        def _with_noise(self, gradient):
+            noise = keras.random.normal(gradient.shape, dtype=gradient.dtype, seed=self.noise)
+            return gradient + ops.std(gradient) * noise
+
+    return NoisySGD()
 
 
 # --- Cells ---------------------------------------------------------------------------------------

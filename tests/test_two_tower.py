@@ -149,6 +149,51 @@ def test_the_stronger_tower_gets_less_gradient():
     np.testing.assert_allclose(found, [1, 1 - np.tanh(2.0)], rtol=1e-5)
 
 
+def test_the_noise_on_a_towers_kernel_is_as_large_as_its_gradient(rng):
+    variables = []
+    for layer, name in (("convolution_0", "kernel"), ("words", "embeddings"), ("label", "kernel")):
+        with keras.name_scope(layer):
+            variables.append(keras.Variable(np.zeros((100, 100)), name=name))
+    gradient = rng.normal(2, 3, (100, 100)).astype(np.float32)
+    optimizer = two_tower._noisy_sgd(0.5, seed=0)
+    steps = []
+    for _ in range(2):
+        before = [keras.ops.convert_to_numpy(v).copy() for v in variables]
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)] * 3, variables)
+        after = [keras.ops.convert_to_numpy(v).copy() for v in variables]
+        steps.append([(old - new) / 0.5 for old, new in zip(before, after, strict=True)])
+    # The second step goes on with 0.9 of the first.
+    steps[1] = [step - 0.9 * first for step, first in zip(steps[1], steps[0], strict=True)]
+    for kernel, *others in steps:
+        for other in others:
+            np.testing.assert_allclose(other, gradient, rtol=1e-5, atol=1e-5)
+        noise = (kernel - gradient) / gradient.std()
+        np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.04)
+        assert abs(np.corrcoef(noise.ravel(), gradient.ravel())[0, 1]) < 0.04
+    first, second = (kernel - gradient for kernel, *_ in steps)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.04
+
+
+def test_the_noisy_kernels_are_those_of_the_towers(pairs, monkeypatch):
+    trained = []
+
+    def train_network(network, *args, **options):
+        trained.append(network)
+        return {"loss": [1.0]}
+
+    monkeypatch.setattr(two_tower, "train_network", train_network)
+    small("gated", balance=0.5, filters=(4, 8), auxiliary_weight=0.5).fit(*pairs)
+    kernels = [v.path for v in trained[0].trainable_variables if v.name == "kernel"]
+    noisy = [path for path in kernels if path.startswith(two_tower._TOWER_LAYERS)]
+    assert sorted(noisy) == [
+        "convolution_0/kernel",
+        "convolution_1/kernel",
+        "image_projection/kernel",
+        "text_projection/kernel",
+    ]
+    assert len(kernels) > len(noisy)
+
+
 def test_balanced_training_goes_without_a_trace_into_the_kept_network(pairs):
     model = small("cross-attention", balance=0.5, epochs=1, missing="embedding").fit(*pairs)
     assert "answer" not in model.config_ and "image_score" not in model.config_
