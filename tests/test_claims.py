@@ -7,7 +7,9 @@ import pytest
 from cmlearn.comparison import chosen_kernel
 from cmlearn.fusion import feature_table
 from cmlearn.models import FusionClassifier, count_parameters
-from cmlearn.reference import BEST, RUNS, SEEDS
+from cmlearn.reference import RUNS
+from cmlearn.reference.emoji import SEEDS
+from cmlearn.reference.methods import BEST
 from cmlearn.runtime import load_run
 
 

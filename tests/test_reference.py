@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from cmlearn.reference import emoji_models, gain, main
+from cmlearn.reference.__main__ import main
+from cmlearn.reference.emoji import emoji_models, gain
 
 COLUMNS = {"image": slice(0, 6), "text": slice(6, 10)}
 

@@ -1,0 +1,20 @@
+"""Image-text pairs: emoji and their names, drawn scenes and their captions, a folder of yours.
+
+Every loader returns a `sklearn.utils.Bunch` whose ``data`` is a DataFrame with the
+columns ``image`` (a path, or a `Scene` that is drawn when asked for) and ``text``.
+Images stay on disk until something needs their pixels.
+"""
+
+from cmlearn.datasets._common import DatasetError
+from cmlearn.datasets._emoji import load_emoji
+from cmlearn.datasets._folder import iter_pairs, load_folder
+from cmlearn.datasets._scenes import Scene, load_scenes
+
+__all__ = [
+    "DatasetError",
+    "Scene",
+    "iter_pairs",
+    "load_emoji",
+    "load_folder",
+    "load_scenes",
+]
