@@ -1,4 +1,4 @@
-"""Image-text pairs: emoji and their names, drawn scenes and their captions, a folder of yours.
+"""Image-text pairs: emoji, photographs and drawings, drawn scenes, and pairs of your own.
 
 Every loader returns a `sklearn.utils.Bunch` whose ``data`` is a DataFrame with the
 columns ``image`` (a path, or a `Scene` that is drawn when asked for) and ``text``.
@@ -9,6 +9,7 @@ from cmlearn.datasets._common import DatasetError
 from cmlearn.datasets._emoji import load_emoji
 from cmlearn.datasets._folder import iter_pairs, load_folder
 from cmlearn.datasets._scenes import Scene, load_scenes
+from cmlearn.datasets._stamps import load_stamps
 
 __all__ = [
     "DatasetError",
@@ -17,4 +18,5 @@ __all__ = [
     "load_emoji",
     "load_folder",
     "load_scenes",
+    "load_stamps",
 ]
