@@ -8,6 +8,7 @@ Images stay on disk until something needs their pixels.
 from cmlearn.datasets._common import DatasetError
 from cmlearn.datasets._emoji import load_emoji
 from cmlearn.datasets._folder import iter_pairs, load_folder
+from cmlearn.datasets._grocery import load_grocery
 from cmlearn.datasets._scenes import Scene, load_scenes
 from cmlearn.datasets._stamps import load_stamps
 
@@ -17,6 +18,7 @@ __all__ = [
     "iter_pairs",
     "load_emoji",
     "load_folder",
+    "load_grocery",
     "load_scenes",
     "load_stamps",
 ]
