@@ -9,6 +9,7 @@ from cmlearn.datasets._common import DatasetError
 from cmlearn.datasets._emoji import load_emoji
 from cmlearn.datasets._folder import iter_pairs, load_folder
 from cmlearn.datasets._grocery import load_grocery
+from cmlearn.datasets._huggingface import load_huggingface
 from cmlearn.datasets._scenes import Scene, load_scenes
 from cmlearn.datasets._stamps import load_stamps
 
@@ -19,6 +20,7 @@ __all__ = [
     "load_emoji",
     "load_folder",
     "load_grocery",
+    "load_huggingface",
     "load_scenes",
     "load_stamps",
 ]

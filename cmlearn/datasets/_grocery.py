@@ -52,7 +52,7 @@ compared with each of them.
 Source and licence
 ------------------
 M. Klasson, C. Zhang and H. Kjellström, "A hierarchical grocery store image dataset with visual
-and semantic labels", WACV 2019, https://doi.org/10.1109/WACV.2019.00058.
+and semantic labels", WACV 2019, https://arxiv.org/abs/1901.00711.
 https://github.com/marcusklasson/GroceryStoreDataset, commit {pinned}. MIT licence.
 """
 
@@ -104,7 +104,7 @@ def load_grocery(*, split=None, data_home=None, return_X_y=False):
     References
     ----------
     .. [1] M. Klasson, C. Zhang and H. Kjellström, "A hierarchical grocery store image dataset with
-       visual and semantic labels", WACV 2019. https://doi.org/10.1109/WACV.2019.00058
+       visual and semantic labels", WACV 2019. https://arxiv.org/abs/1901.00711
     """
     if split is not None and split not in _SPLITS:
         raise ValueError(f"split={split!r}: choose 'train', 'val' or 'test', or None for all")

@@ -316,8 +316,14 @@ def _drawn(path: Path) -> Path:
 def _rasterize(path: Path) -> bytes:
     import io
 
-    import resvg_py
     from PIL import Image
+
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise ImportError(
+            "load_stamps needs the package resvg-py to draw SVG: run\n  pip install resvg-py"
+        ) from error
 
     def draw(**size) -> bytes:
         # Without fonts: lettering would depend on those of the machine. Sizes in pt, mm or cm
