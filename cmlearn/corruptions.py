@@ -187,10 +187,17 @@ def _glass_blur(image, reach, rng):
 
 
 def _elastic_transform(image, distance, rng):
-    shifts = rng.normal(size=(2, *image.shape[:2]))
-    shifts = np.stack([_blurred(shift, _pixels_of(10, image)) for shift in shifts])
+    shifts = np.stack([_smooth_noise(image, 10, rng) for _ in range(2)])
     length = np.sqrt(np.square(shifts).sum(axis=0).mean())
     return _moved(image, shifts * _pixels_of(distance, image) / max(length, 1e-12))
+
+
+def _smooth_noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """Return blurred noise (height, width), everywhere of the same strength: it wraps around."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = rng.normal(size=image.shape[:2])
+    return gaussian_filter(noise, _pixels_of(sigma, image), mode="wrap")
 
 
 def _moved(image: np.ndarray, shifts: np.ndarray) -> np.ndarray:
@@ -210,7 +217,7 @@ def _zoom_blur(image, most, rng):
 
 def _snow(image, strength, rng):
     share, fading = strength
-    grains = _blurred(rng.normal(size=image.shape[:2]), _pixels_of(2.5, image))
+    grains = _smooth_noise(image, 2.5, rng)
     angle = np.deg2rad(rng.uniform(45, 135))
     flakes = (grains > np.quantile(grains, 1 - share)).astype(np.float64)
     flakes = _smeared(flakes[..., None], _pixels_of(8, image), angle)
