@@ -490,8 +490,10 @@ def modality_shapley(
         found = ask(image, text)[np.arange(len(rows)), target[rows]]
         return found.reshape(len(X), -1).mean(axis=1)
 
+    usually = ask(background["image"], background["text"]).mean(axis=0)
+    _check_classes(target, len(usually))
     worth = {
-        "nothing": ask(background["image"], background["text"]).mean(axis=0)[target],
+        "nothing": usually[target],
         "image alone": mean_over_background(X["image"][rows], background["text"][usual]),
         "text alone": mean_over_background(background["image"][usual], X["text"][rows]),
         "both": ask(X["image"], X["text"])[np.arange(len(X)), target],
