@@ -109,9 +109,10 @@ def interleaved_times(calls: dict[str, Callable[[], object]], n_repeats: int = 2
     Parameters
     ----------
     calls : dict of str to function without arguments
-        What to time. Each is called twice before, untimed.
+        What to time.
     n_repeats : int
-        Rounds; in each, every function is called once.
+        Rounds; in each, every function is called twice, and the second call is timed, so that
+        none pays for what the one before it left in the caches.
 
     Returns
     -------
@@ -131,18 +132,15 @@ def interleaved_times(calls: dict[str, Callable[[], object]], n_repeats: int = 2
             f"calls must hold a function and n_repeats be at least 1; got {len(calls)} functions "
             f"and n_repeats={n_repeats!r}"
         )
-    for call in calls.values():
-        call(), call()
-    rounds = [
-        {name: _seconds(call) * 1000 for name, call in calls.items()} for _ in range(n_repeats)
-    ]
+    rounds = [{name: _milliseconds(call) for name, call in calls.items()} for _ in range(n_repeats)]
     return pd.DataFrame(rounds)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _milliseconds(call: Callable[[], object]) -> float:
+    call()
     start = time.perf_counter()
     call()
-    return time.perf_counter() - start
+    return 1000 * (time.perf_counter() - start)
 
 
 # --- ONNX ----------------------------------------------------------------------------------------
