@@ -187,6 +187,8 @@ def export_onnx(model, path: str | os.PathLike) -> Path:
     path = Path(path)
     network = model._keras_model() if isinstance(model, KerasClassifier) else model
     network = _with_constant_standardisation(network)
+    if isinstance(network, keras.Sequential):
+        network = keras.Model(network.inputs, network.outputs)
     network(keras.tree.map_structure(_two_rows, network.input))  # Keras exports no unused network
     network.export(path, format="onnx", verbose=False)
     onnx.save(_with_padding_of_its_kind(onnx.load(path)), path)
