@@ -216,13 +216,17 @@ def edges(images: np.ndarray) -> np.ndarray:
 
 
 def areas(
-    predict: Callable, images: np.ndarray, maps: dict[str, np.ndarray], target: np.ndarray
+    predict: Callable,
+    images: np.ndarray,
+    maps: dict[str, np.ndarray],
+    target: np.ndarray,
+    n_steps: int = 12,
 ) -> dict[str, dict[str, float]]:
     """Return the mean area under the curves of deletion and insertion, by method."""
     found = {}
-    for name, one in maps.items():
-        curves = deletion_insertion(predict, images, one, target, n_steps=12)
-        deletion, insertion = (np.trapezoid(curve, axis=1).mean() / 12 for curve in curves)
+    for name, heat in maps.items():
+        curves = deletion_insertion(predict, images, heat, target, n_steps=n_steps)
+        deletion, insertion = (np.trapezoid(one, axis=1).mean() / n_steps for one in curves)
         found[name] = {"deletion": deletion, "insertion": insertion}
     return found
 
@@ -398,7 +402,7 @@ def accuracy_game(predict: Callable, pairs: Bunch, train: np.ndarray, test: np.n
 def pair_part(pairs, train, test, seed, all_marked) -> dict:
     """Check and rank the maps of EfficientNet-Lite0 in the pair network."""
     network = pair_network(pair_head(pairs, train, seed))
-    rows = np.random.default_rng(seed).choice(test, 12, replace=False)
+    rows = np.random.default_rng(seed).choice(test, 8, replace=False)
     inputs, target = [pixels(pairs.path[rows], 224), pairs.words[rows]], pairs.target[rows]
     predict = probabilities(network, inputs[1])
 
@@ -410,13 +414,14 @@ def pair_part(pairs, train, test, seed, all_marked) -> dict:
         }
 
     integrated = integrated_gradients(network, inputs, target, baseline=[255, 0], n_steps=16)
-    maps = maps_of(network) | {
+    maps = {
+        "Grad-CAM": grad_cam(network, inputs, target, layer=LAST_MAP),
         "occlusion": occlude_patches(predict, inputs[0], target, patch_size=32),
         "integrated gradients": integrated[0].sum(axis=-1),
         "random": np.random.default_rng(0).random(inputs[0].shape[:3]),
     }
     return {
-        "pair_areas": areas(predict, inputs[0], maps, target),
+        "pair_areas": areas(predict, inputs[0], maps, target, n_steps=8),
         "pair_forgetting": forgetting(network, maps_of, seed),
     }
 
