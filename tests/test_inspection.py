@@ -153,8 +153,15 @@ def test_grad_cam_of_an_averaged_map_is_the_map_itself(rng):
     )
 
 
-@pytest.mark.parametrize("baseline", [255, 0])
-def test_integrated_gradients_sum_equals_the_difference(model, inputs, baseline):
+def test_integrated_gradients_sum_equals_the_difference(model, inputs):
+    assert_complete(model, inputs, baseline=255)
+
+
+def test_integrated_gradients_from_black_are_complete(model, inputs):
+    assert_complete(model, inputs, baseline=0)
+
+
+def assert_complete(model, inputs, baseline):
     pixels, words = inputs
     of_pixels, of_words = integrated_gradients(
         model, inputs, TARGET, baseline=[baseline, 0], n_steps=64
