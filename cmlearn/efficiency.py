@@ -679,6 +679,8 @@ class DistilledClassifier(KerasClassifier):
         Fitted.
     soft_targets_ : ndarray of shape (n, n_classes)
         The teacher's calibrated probabilities of the training rows (not with ``soft_weight=0``).
+    teacher_temperature_ : float
+        The temperature that calibrated them.
     config_ : str
         The student's layers, as Keras's JSON.
     weights_ : list of ndarray
@@ -692,9 +694,10 @@ class DistilledClassifier(KerasClassifier):
     .. math:: (1 - a)\, H\bigl(y, \mathrm{softmax}(z)\bigr)
        + a\, T^2\, H\bigl(\mathrm{softmax}(t / T), \mathrm{softmax}(z / T)\bigr),
 
-    with the cross-entropy H, ``soft_weight`` a and ``temperature`` T. A teacher is too sure of
-    rows that it was fitted on, so its answers come from cross-validation. Where it sees a modality
-    that the student does not, this is distillation with privileged information [2]_.
+    with the cross-entropy H, ``soft_weight`` a and ``temperature`` T; an unlabelled row has the
+    teacher's probabilities in place of y. A teacher is too sure of rows that it was fitted on, so
+    its answers come from cross-validation. Where it sees a modality that the student does not,
+    this is distillation with privileged information [2]_.
 
     References
     ----------
@@ -731,7 +734,7 @@ class DistilledClassifier(KerasClassifier):
         self.epochs = epochs
         self.random_state = random_state
 
-    def fit(self, X, y, groups=None):
+    def fit(self, X, y, groups=None, unlabelled=None):
         """Ask the teacher out of fold, then train the student.
 
         Parameters
@@ -742,9 +745,11 @@ class DistilledClassifier(KerasClassifier):
             Labels of any type.
         groups : array-like of shape (n,), optional
             Related rows, which stay in one fold of the teacher.
+        unlabelled : table or array of m rows, optional
+            More rows like those of ``X``, for which the student has the teacher's answers alone.
         """
         check_training_parameters(self)
-        self._check_distillation()
+        self._check_distillation(unlabelled)
         y = column_or_1d(y, warn=True)
         check_consistent_length(X, y, groups)
         check_classification_targets(y)
@@ -756,7 +761,13 @@ class DistilledClassifier(KerasClassifier):
             self.soft_targets_ = self._ask_teacher(X, y, codes, groups)
             # The logarithms are logits: dividing them softens the answers.
             soft = softmax(np.log(self.soft_targets_ + 1e-12), self.temperature)
-        self._train(self._student_features(X), np.stack([hard, soft.astype(np.float32)], axis=1))
+        features, targets = self._student_features(X), np.stack([hard, soft], axis=1)
+        if unlabelled is not None:
+            answers = self._answers(X, y, groups, unlabelled)
+            soft = softmax(np.log(answers + 1e-12), self.temperature)
+            features = np.concatenate([features, self._student_features(unlabelled)])
+            targets = np.concatenate([targets, np.stack([answers, soft], axis=1)])
+        self._train(features, targets.astype(np.float32))
         return self
 
     def predict_proba(self, X) -> np.ndarray:
@@ -767,7 +778,11 @@ class DistilledClassifier(KerasClassifier):
     def _student_features(self, X) -> np.ndarray:
         return np.asarray(self.features_.transform(X), dtype=np.float32)
 
-    def _check_distillation(self) -> None:
+    def _check_distillation(self, unlabelled) -> None:
+        if unlabelled is not None and not self.soft_weight:
+            raise ValueError(
+                "with soft_weight=0 nobody answers for the unlabelled rows; raise soft_weight"
+            )
         if not 0 <= self.soft_weight <= 1:
             raise ValueError(
                 f"soft_weight must be at least 0 and at most 1; got {self.soft_weight!r}"
@@ -777,7 +792,14 @@ class DistilledClassifier(KerasClassifier):
 
     def _ask_teacher(self, X, y, codes, groups) -> np.ndarray:
         scores = _stage_scores(self.teacher, X, y, groups, self.cv, self.classes_)
-        return softmax(scores, fit_temperature(scores, codes))
+        self.teacher_temperature_ = fit_temperature(scores, codes)
+        return softmax(scores, self.teacher_temperature_)
+
+    def _answers(self, X, y, groups, unlabelled) -> np.ndarray:
+        """Return the calibrated probabilities of rows that a teacher of all of X has not seen."""
+        fitted = fit_on(self.teacher, X, y, groups, np.arange(len(y)))
+        scores = _scores(fitted, unlabelled, self.classes_)
+        return softmax(scores, self.teacher_temperature_)
 
     def _train(self, features: np.ndarray, targets: np.ndarray) -> None:
         import keras

@@ -33,10 +33,11 @@ from cmlearn.runtime import save_run
 
 FOLDS = 5
 REPEATS = 3
+PAIRED_FOLDS = 2  # of each repeat, for what is only compared with itself
 BATCHES = (1, 256)
 UNITS = 128  # as the networks of the run "methods" have them
 SMALL_UNITS = 16
-SMALL_FUSIONS = ("low-rank", "tensor")
+SMALL_FUSIONS = ("low-rank", "tensor")  # the tensor last
 RANKS = (1, 2, 4, 8, 17)
 CALIBRATION_ROWS = 32
 TOLERANCES = (0.0, 0.01, 0.02)
@@ -81,6 +82,29 @@ def students(columns: Iterable[str] = ("cnn", "glove")) -> dict[str, BaseEstimat
     """Return a small network that learns from labels, and the same with the teacher's answers."""
     make = partial(DistilledClassifier, teacher(), fused(*columns), cv=3, random_state=0)
     return {"student, labels alone": make(soft_weight=0.0), "student, distilled": make()}
+
+
+def few_labels(X, y, groups, *, share: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that keep their label, and those that lose it; groups stay whole."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=0)
+    unlabelled, labelled = next(folds.split(X, y, groups))
+    return labelled, unlabelled
+
+
+def with_few_labels(X_train, y_train, groups, X_test, y_test) -> dict[str, float]:
+    """Return accuracies where a quarter of the training rows has a label."""
+    known, unknown = few_labels(X_train, y_train, groups)
+    X, y = X_train.iloc[known], y_train[known]
+    plain, distilled = students().values()
+    plain.fit(X, y, groups=groups[known])
+    distilled.fit(X, y, groups=groups[known], unlabelled=X_train.iloc[unknown])
+    return {
+        "few labels: student, labels alone": plain.score(X_test, y_test),
+        "few labels: student, distilled": distilled.score(X_test, y_test),
+        "few labels: teacher": teacher().fit(X, y).score(X_test, y_test),
+    }
 
 
 def cascade(costs: Iterable[float], *, tolerance: float = 0.0) -> EarlyExit:
@@ -278,24 +302,29 @@ def cross_validated(
 ) -> dict:
     """Return accuracies on the folds of the run "methods", and the cascade's curves."""
     plain = image_network(folder)
-    scores, curves, chosen = [], [], []
+    scores, pairwise, curves, chosen = [], [], [], []
     for repeat, fold, _, train, test in _parts(labels, groups, FOLDS, REPEATS, None, 0):
         key = {"repeat": repeat, "fold": fold, "train_size": 1.0, "variant": "as it is"}
         key |= {"n_train": len(train), "n_test": len(test)}
         parts = table.iloc[train], labels[train], table.iloc[test], labels[test]
-        found = small_networks(*parts)
+        found = {}
         for name, student in students().items():
             student.fit(*parts[:2], groups=groups[train])
             found[name] = student.score(*parts[2:])
-        found |= with_int8(plain, pixels, table, labels, train, test, folder)
+        if fold < PAIRED_FOLDS:
+            paired = small_networks(*parts)
+            paired |= with_few_labels(*parts[:2], groups[train], *parts[2:])
+            paired |= with_int8(plain, pixels, table, labels, train, test, folder)
+            pairwise += [{"method": n, "accuracy": value} | key for n, value in paired.items()]
+            print(repeat, fold, {n: round(value, 3) for n, value in paired.items()}, flush=True)
         fitted = cascade(costs).fit(*parts[:2], groups=groups[train])
         curves.append(fitted.sweep(*parts[2:]))
         found[methods.BEST] = curves[-1]["accuracy"].iloc[-1]  # the last stage, asked about all
         chosen += [exits(fitted, tolerance, *parts[2:]) for tolerance in TOLERANCES]
         scores += [{"method": name, "accuracy": value} | key for name, value in found.items()]
         print(repeat, fold, {name: round(value, 3) for name, value in found.items()}, flush=True)
-    scores = pd.DataFrame(scores)
-    intervals = score_intervals(scores)
+    scores, pairwise = pd.DataFrame(scores), pd.DataFrame(pairwise)
+    intervals = score_intervals(scores) | score_intervals(pairwise)
     tests = paired_tests(scores, reference="student, labels alone").set_index("method")
     chosen = pd.DataFrame(chosen)
     return {
@@ -304,7 +333,12 @@ def cross_validated(
             for name, i in intervals.items()
         },
         "distillation": tests.loc["student, distilled"].drop("reference").to_dict(),
-        "int8": int8_tests(scores),
+        "distillation_few": paired_tests(
+            pairwise[pairwise["method"].str.startswith("few labels: student")],
+            reference="few labels: student, labels alone",
+        ).iloc[0][["difference", "low", "high", "pvalue"]].to_dict(),
+        "int8": int8_tests(pairwise),
+        "paired_folds": PAIRED_FOLDS,
         "cascade": {
             "curve": pd.concat(curves).groupby("threshold").mean().reset_index()
             .to_dict("list"),
