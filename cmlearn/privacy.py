@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.special import gammaln, logsumexp, softmax
+from scipy.special import gammaln, softmax
 from scipy.stats import norm
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.metrics import roc_curve
@@ -31,7 +31,8 @@ __all__ = [
     "tpr_at_fpr",
 ]
 
-_ORDERS = tuple(range(2, 129)) + (160, 192, 256, 512, 1024)
+_ORDERS = tuple(range(2, 65)) + (80, 96, 128, 192, 256, 512, 1024)
+_LEAST_NOISE, _MOST_NOISE = 0.05, 1e5
 
 
 def renyi_divergence(order: int, *, sampling_rate: float, noise_multiplier: float) -> float:
@@ -86,7 +87,7 @@ def renyi_divergence(order: int, *, sampling_rate: float, noise_multiplier: floa
     log_binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     log_chance = (order - k) * np.log1p(-sampling_rate) + k * np.log(sampling_rate)
     terms = log_binomial + log_chance + k * (k - 1) / (2 * noise_multiplier**2)
-    return float(logsumexp(terms)) / (order - 1)
+    return float(np.logaddexp.reduce(terms)) / (order - 1)
 
 
 def epsilon_spent(
@@ -168,12 +169,12 @@ def noise_needed(epsilon: float, *, steps: int, sampling_rate: float, delta: flo
     -------
     float
         The smallest noise multiplier, to a relative precision of 1e-4, that costs at most
-        `epsilon`.
+        `epsilon`; never below 0.05.
 
     Raises
     ------
     ValueError
-        If an argument is outside its range.
+        If an argument is outside its range, or `epsilon` is so small that no noise is enough.
 
     Examples
     --------
@@ -190,9 +191,14 @@ def noise_needed(epsilon: float, *, steps: int, sampling_rate: float, delta: flo
             steps=steps, sampling_rate=sampling_rate, noise_multiplier=noise, delta=delta
         )
 
-    low, high = 0.05, 1.0
+    low, high = _LEAST_NOISE, 1.0
     while cost(high) > epsilon:
         low, high = high, 2 * high
+        if high > _MOST_NOISE:
+            raise ValueError(
+                f"epsilon={epsilon!r} with delta={delta!r} is out of reach of this accounting, "
+                "however much noise there is: take a larger epsilon or delta"
+            )
     while high / low > 1 + 1e-4:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if cost(middle) <= epsilon else (middle, high)
@@ -236,7 +242,28 @@ def clipped_gradient_sum(X: np.ndarray, errors: np.ndarray, clipping_norm: float
     return (factor[:, None] * errors).T @ X
 
 
-class DPClassifier(ClassifierMixin, BaseEstimator):
+class _SoftmaxHead(ClassifierMixin, BaseEstimator):
+    """What a fitted softmax regression does with `coef_`, `intercept_` and `classes_`."""
+
+    def decision_function(self, X) -> np.ndarray:
+        """Return the scores of every class before the softmax: (n, k), or (n,) for two classes."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=float)
+        scores = X @ self.coef_.T + self.intercept_
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_proba(self, X) -> np.ndarray:
+        """Return the probabilities of the classes, (n, k)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=float)
+        return softmax(X @ self.coef_.T + self.intercept_, axis=1)
+
+    def predict(self, X) -> np.ndarray:
+        """Return the most probable label of every row, (n,)."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+
+class DPClassifier(_SoftmaxHead):
     r"""Softmax regression trained by DP-SGD.
 
     Every step draws each row with the same small probability, clips the gradient of every drawn
@@ -379,23 +406,6 @@ class DPClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate!r} must be above 0")
-
-    def decision_function(self, X) -> np.ndarray:
-        """Return the scores of every class before the softmax: (n, k), or (n,) for two classes."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=float)
-        scores = X @ self.coef_.T + self.intercept_
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict_proba(self, X) -> np.ndarray:
-        """Return the probabilities of the classes, (n, k)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=float)
-        return softmax(X @ self.coef_.T + self.intercept_, axis=1)
-
-    def predict(self, X) -> np.ndarray:
-        """Return the most probable label of every row, (n,)."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
 def membership_scores(
