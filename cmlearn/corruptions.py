@@ -54,7 +54,7 @@ def corrupt_images(
         From 1, mild, to 5, strong.
     random_state : int, RandomState instance or None, default=None
         Decides noise, directions and patterns. With the same number an image gets the same ones
-        at every severity, and whatever images come after it.
+        at every severity, whatever images come before and after it.
 
     Returns
     -------

@@ -111,6 +111,13 @@ def test_paths_and_bytes_are_decoded(emoji):
         assert np.array_equal(one(source, "fog", 2), wanted)
 
 
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_an_image_gets_the_same_noise_whatever_comes_before_it(name, pictures):
+    _, after_a_point = corrupt_images([grey(shape=(1, 1)), pictures[0]], name, 3, random_state=0)
+    _, after_another = corrupt_images([pictures[1], pictures[0]], name, 3, random_state=0)
+    assert np.array_equal(after_a_point, after_another)
+
+
 def test_two_equal_images_get_different_noise():
     first, second = corrupt_images([grey(), grey()], "gaussian noise", 3, random_state=0)
     assert not np.array_equal(first, second)

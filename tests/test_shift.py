@@ -27,10 +27,10 @@ def iris():
 
 def test_corruption_error_by_hand():
     model = {"fog": [0.1, 0.2, 0.3], "snow": [0.2, 0.2, 0.5]}
-    reference = {"snow": [0.4, 0.4, 0.4], "fog": [0.2, 0.4, 0.6]}
+    reference = {"snow": [0.8, 0.4, 0.4], "fog": [0.2, 0.4, 0.6]}
     found = corruption_errors(model, reference)
-    assert found == pytest.approx({"fog": 0.5, "snow": 0.75})
-    assert mean_corruption_error(model, reference) == pytest.approx(0.625)
+    assert found == pytest.approx({"fog": 0.5, "snow": 0.9 / 1.6})
+    assert mean_corruption_error(model, reference) == pytest.approx((0.5 + 0.9 / 1.6) / 2)
     assert mean_corruption_error(model, model) == 1
 
 
