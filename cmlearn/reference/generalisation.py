@@ -341,7 +341,7 @@ def unseen_scores(pairs: Bunch, seed: int) -> dict[str, float]:
             found = zero_shot.classes_[fit.argmax(axis=1)]
             scores.setdefault(method, []).append(accuracy_score(pairs.labels[rows], found))
         known = train[of_two[train]]
-        for method in ("image", "text", "late"):
+        for method in ("image", "text"):
             machine = machines()[method].fit(pairs.table.iloc[known], pairs.labels[known])
             score = right(machine, pairs.table.iloc[rows], pairs.labels[rows])
             scores.setdefault(f"{method}, trained", []).append(score)
