@@ -5,7 +5,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help book test lint format lab notebooks fetch bench test-browser test-newest pins clean
+.PHONY: help book test lint format lab notebooks fetch bench test-browser privacy-check \
+    federated-check test-newest pins clean
 
 help:
 	@echo "make book          run every page and build the HTML into _build/html"
@@ -16,6 +17,8 @@ help:
 	@echo "make test-browser  the built book in Chromium; screenshots into _build/screenshots"
 	@echo "make bench         speed and memory, as ratios against a peer"
 	@echo "make fetch         data and weights, ahead of time"
+	@echo "make privacy-check    an environment with another accountant of privacy, and the tests that ask it"
+	@echo "make federated-check  the same with Flower"
 	@echo "make test-newest   the tests with the newest version of everything"
 	@echo "make pins          requirements.txt anew from requirements.in"
 	@echo "make clean         remove what was built, keep .venv"
@@ -61,6 +64,18 @@ test-newest:
 	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade \
 	    --editable ".[emoji,weights,test]" jupytext nbformat beautifulsoup4 pybtex pyyaml
 	.venv-newest/bin/python -m pytest
+
+# Both libraries want older versions of packages that the book needs (attrs, protobuf).
+privacy-check: $(READY)
+	@sh tests/make_venv.sh .venv-privacy
+	.venv-privacy/bin/python -m pip install --disable-pip-version-check --quiet dp-accounting==0.6.0
+	$(PY) -m pytest -n 0 tests/test_privacy.py
+
+federated-check: $(READY)
+	@sh tests/make_venv.sh .venv-flower
+	.venv-flower/bin/python -m pip install --disable-pip-version-check --quiet \
+	    "flwr[simulation]==1.42.0"
+	$(PY) -m pytest -n 0 tests/test_federated.py
 
 pins:
 	@sh tests/make_venv.sh _build/pins-venv
