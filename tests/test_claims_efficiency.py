@@ -25,6 +25,7 @@ def stored():
 def plot(stored):
     compared = load_run(RUNS / "methods.json")["results"]["scores"]
     costs = pd.DataFrame(stored["costs"]).T
+    costs = costs[~costs.index.str.contains("units")].copy()
     costs["accuracy"] = [(compared | stored["scores"])[name]["accuracy"] for name in costs.index]
     return costs
 
