@@ -260,7 +260,8 @@ class _SoftmaxHead(ClassifierMixin, BaseEstimator):
 
     def predict(self, X) -> np.ndarray:
         """Return the most probable label of every row, (n,)."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[best]
 
 
 class DPClassifier(_SoftmaxHead):
@@ -366,7 +367,7 @@ class DPClassifier(_SoftmaxHead):
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds one class only: {self.classes_[0]!r}; two are needed")
+            raise ValueError(f"y holds one class only: {self.classes_.tolist()[0]!r}; two are needed")
         X, labels = _with_constant(X), np.eye(len(self.classes_))[codes]
         self.sampling_rate_ = min(1.0, self.batch_size / len(X))
         self.n_steps_ = math.ceil(self.epochs / self.sampling_rate_)
