@@ -37,7 +37,7 @@ CLIPPING_NORMS = (0.1, 0.25, 0.5, 1.0)
 LEARNING_RATES = (2.0, 6.0, 20.0)
 N_CLIENTS = 10
 SKEWS = (100.0, 1.0, 0.1)
-N_MODELS = 32
+N_MODELS = 16
 ROOT = RUNS.parents[1]
 SOURCES = METHODS_SOURCES + [
     "cmlearn/datasets/_scenes.py",
