@@ -367,7 +367,9 @@ class DPClassifier(_SoftmaxHead):
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds one class only: {self.classes_.tolist()[0]!r}; two are needed")
+            raise ValueError(
+                f"y holds one class only: {self.classes_.tolist()[0]!r}; two are needed"
+            )
         X, labels = _with_constant(X), np.eye(len(self.classes_))[codes]
         self.sampling_rate_ = min(1.0, self.batch_size / len(X))
         self.n_steps_ = math.ceil(self.epochs / self.sampling_rate_)
@@ -382,9 +384,10 @@ class DPClassifier(_SoftmaxHead):
         weights = np.zeros((labels.shape[1], X.shape[1]))
         expected = self.sampling_rate_ * len(X)
         for _ in range(self.n_steps_):
-            drawn = random.uniform(size=len(X)) < self.sampling_rate_
-            errors = softmax(X[drawn] @ weights.T, axis=1) - labels[drawn]
-            total = clipped_gradient_sum(X[drawn], errors, self.clipping_norm)
+            drawn = np.flatnonzero(random.uniform(size=len(X)) < self.sampling_rate_)
+            batch = X[drawn]
+            errors = softmax(batch @ weights.T, axis=1) - labels[drawn]
+            total = clipped_gradient_sum(batch, errors, self.clipping_norm)
             if self.noise_multiplier_ > 0:
                 deviation = self.noise_multiplier_ * self.clipping_norm
                 total = total + random.normal(scale=deviation, size=total.shape)

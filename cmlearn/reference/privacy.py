@@ -31,7 +31,7 @@ from cmlearn.reference.methods import SOURCES as METHODS_SOURCES
 from cmlearn.runtime import save_run
 from cmlearn.text import GloVeEncoder, load_word_vectors
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2)
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 CLIPPING_NORMS = (0.1, 0.25, 0.5, 1.0)
 LEARNING_RATES = (2.0, 6.0, 20.0)
@@ -97,7 +97,7 @@ def private(epsilon: float, **settings) -> DPClassifier:
 
 def ordinary() -> LogisticRegression:
     """Return an ordinary head without privacy."""
-    return LogisticRegression(C=3, max_iter=1000)
+    return LogisticRegression(C=3, max_iter=200)
 
 
 def federated(**settings) -> FederatedClassifier:
@@ -139,11 +139,10 @@ def run(path: Path) -> None:
                 "settings": setting_accuracies(features["fused"], labels, train, test, seed),
                 "federated": federated_accuracies(features, labels, train, test, seed),
                 "vertical": vertical_accuracies(features, labels, train, test),
+                "attack": attacks(features, labels, seed),
             }
         )
-        if seed < 3:
-            by_seed[-1]["attack"] = attacks(features, labels, seed)
-        print(seed, by_seed[-1]["accuracy"], by_seed[-1].get("attack"), flush=True)
+        print(by_seed[-1], flush=True)
     save_run(path, results | {"by_seed": by_seed}, sources=SOURCES)
 
 
