@@ -7,8 +7,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import urllib.error
-import urllib.request
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -24,15 +22,6 @@ from cmlearn.datasets._common import DatasetError, _bunch, _count_table, _some
 from cmlearn.runtime import cache_dir, data_home, replace_when_whole
 
 _PACKAGE = "tuxpaint-stamps-default"
-_TESTED = "2022.06.04-1"
-_TESTED_FILE = f"{_PACKAGE}_{_TESTED}_all.deb"
-_TESTED_SIZE = 160_880_444  # bytes
-_TESTED_SHA256 = "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
-_ADDRESSES = (
-    f"https://deb.debian.org/debian/pool/main/t/tuxpaint-stamps/{_TESTED_FILE}",
-    # Debian's archive of all that it ever published, by SHA-1.
-    "https://snapshot.debian.org/file/86ff15e81cc37ba8d1ea628a17d4a111d6140a42",
-)
 _INSTALLED = (Path("/usr/share/tuxpaint/stamps"), Path("/usr/local/share/tuxpaint/stamps"))
 _INSIDE = "usr/share/tuxpaint/stamps"  # where a package holds them
 _KEPT = (".png", ".svg", ".txt")  # the sounds are nine tenths of the package
@@ -108,9 +97,9 @@ def load_stamps(*, language="en", min_pairs=20, data_home=None, return_X_y=False
     2. where a Linux package installs them, ``/usr/share/tuxpaint/stamps``;
     3. the cache folder;
     4. the Debian or Ubuntu package ``tuxpaint-stamps-default`` (161 MB), downloaded by
-       ``apt-get``, or else from Debian's servers, checked against its SHA-256 and unpacked into
-       the cache folder. Nothing is installed, and no rights of an administrator are needed. A
-       download that broke off goes on where it stopped.
+       ``apt-get``, checked against the SHA-256 in apt's signed list and unpacked into the cache
+       folder. Nothing is installed, and no rights of an administrator are needed. A download
+       that broke off goes on where it stopped.
 
     Parameters
     ----------
@@ -495,17 +484,13 @@ class _Package(NamedTuple):
 
 
 def _download() -> Path:
-    """Download the package, check it and unpack it into the cache folder."""
+    """Download the package by apt, check it and unpack it into the cache folder."""
     work = cache_dir() / "downloads"
     work.mkdir(exist_ok=True)
     package = _apt_candidate()
-    try:
-        if package is None:
-            raise AssetError("there is no apt-get here that knows the package")
-        deb = _apt_download(package, work)
-    except AssetError as error:
-        package = _Package(_TESTED_FILE, _TESTED_SIZE, _TESTED_SHA256)
-        deb = _web_download(package, work, reason=str(error))
+    if package is None:
+        raise _unreachable("there is no apt-get here that knows the package")
+    deb = _apt_download(package, work)
     folder = cache_dir() / package.file.removesuffix(".deb").rpartition("_")[0]
     try:
         with replace_when_whole(folder) as partial:
@@ -516,6 +501,16 @@ def _download() -> Path:
             raise
     deb.unlink(missing_ok=True)
     return folder
+
+
+def _unreachable(reason: str) -> AssetError:
+    return AssetError(
+        f"cannot get the Tux Paint stamps: {reason}. Nothing was changed, and what apt-get has "
+        "already downloaded it keeps for the next try. Check the network and try again; or install "
+        f"the package ('sudo apt-get install {_PACKAGE}'); or unpack it on another machine and "
+        f"carry its folder {_INSIDE} here as tuxpaint-stamps below the folder that CMLEARN_DATA "
+        "names."
+    )
 
 
 def _apt_candidate() -> _Package | None:
@@ -538,46 +533,9 @@ def _apt_download(package: _Package, work: Path) -> Path:
     reply = _apt("download", _PACKAGE, folder=work)
     if reply is None or reply.returncode != 0:
         said = reply.stderr.strip().splitlines()[-1:] if reply else []
-        raise AssetError(f"apt-get could not download it ({' '.join(said)})")
+        raise _unreachable(f"apt-get could not download it ({' '.join(said)})")
     _check_hash(deb, package)
     return deb
-
-
-def _web_download(package: _Package, work: Path, *, reason: str) -> Path:
-    deb = work / package.file
-    _check_space(work, deb, package)
-    for address in _ADDRESSES:
-        try:
-            _fetch(address, deb, package.size)
-        except (OSError, urllib.error.URLError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise
-            reason += f"; {address} cannot be reached ({error})"
-            continue
-        _check_hash(deb, package)
-        return deb
-    raise AssetError(
-        f"cannot get the Tux Paint stamps: {reason}. Nothing was changed, and what has already "
-        "been downloaded is kept for the next try. Check the network and try again; or install "
-        f"the package ('sudo apt-get install {_PACKAGE}'); or unpack it on another machine and "
-        f"carry its folder {_INSIDE} here as tuxpaint-stamps below the folder that CMLEARN_DATA "
-        "names."
-    )
-
-
-def _fetch(address: str, file: Path, size: int) -> None:
-    """Download a file, going on where an earlier download broke off."""
-    have = file.stat().st_size if file.exists() else 0
-    if have >= size:
-        return
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        # A server that does not know about ranges answers 200 and begins at the beginning.
-        mode = "ab" if reply.status == 206 else "wb"
-        with open(file, mode) as sink:
-            shutil.copyfileobj(reply, sink)
-    if file.stat().st_size < size:
-        raise OSError(f"the download broke off after {file.stat().st_size:,} of {size:,} bytes")
 
 
 def _check_space(work: Path, deb: Path, package: _Package) -> None:
