@@ -53,11 +53,15 @@ def test_maps_change_when_the_weights_are_shuffled_and_controls_do_not(by_seed):
     np.testing.assert_allclose(deep["edges of the picture"], 1)
 
 
-def test_integrated_gradients_delete_best_and_insert_worse_than_regions(by_seed):
-    deletion, insertion = (areas(by_seed["cnn_areas"], kind).mean() for kind in KINDS)
-    assert deletion.idxmin() == "integrated gradients"
-    assert insertion.idxmax() in ("occlusion", "Grad-CAM")
-    assert insertion["occlusion"] > 1.3 * insertion["integrated gradients"]
+def test_ranking_by_deletion_differs_from_that_by_insertion(by_seed):
+    deletion, insertion = (areas(by_seed["cnn_areas"], kind) for kind in KINDS)
+    order = ["occlusion", "Grad-CAM", "integrated gradients", "random"]
+    for better, worse in zip(order, order[1:], strict=False):
+        assert (insertion[better] > insertion[worse]).all()
+    mean = deletion.mean()
+    assert abs(mean["integrated gradients"] - mean["occlusion"]) < 0.03
+    assert max(mean["integrated gradients"], mean["occlusion"]) < mean["random"] - 0.03
+    assert abs(mean["Grad-CAM"] - mean["random"]) < 0.03
 
 
 KINDS = ("deletion", "insertion")
@@ -79,12 +83,16 @@ def test_the_clever_hans_is_found(by_seed):
     assert inside["integrated gradients"] > inside["Grad-CAM"] > 3 * box
 
 
-def test_the_name_does_not_protect_but_the_share_of_the_picture_tells(by_seed):
-    scores, shares = over_seeds(by_seed["pair_hans"]), over_seeds(by_seed["pair_hans_image_share"])
-    assert (scores["marked class as collected"] > 0.9).all()
-    assert (scores["marked class clean"] < 0.5).all()
-    assert (shares["marked class"] > shares["marked class, honest network"] + 0.2).all()
-    assert ((shares["others"] - shares["others, honest network"]).abs() < 0.1).all()
+def test_the_pair_network_uses_the_mark_less_and_the_share_of_the_picture_tells(by_seed):
+    alone, scores = over_seeds(by_seed["hans"]), over_seeds(by_seed["pair_hans"])
+    assert (scores["marked class as collected"] > scores["marked class clean"]).all()
+    assert (scores["marked class clean"] > 0.5).all()
+    fooled, honest = (scores[f"others taken for it when {kind}"] for kind in ("marked", "clean"))
+    assert (honest < fooled).all() and (fooled < 0.1).all()
+    assert (fooled < alone["others taken for it when marked"]).all()
+    shares = over_seeds(by_seed["pair_hans_image_share"])
+    assert (shares["marked class"] > shares["marked class, honest network"] + 0.08).all()
+    assert ((shares["others"] - shares["others, honest network"]).abs() < 0.02).all()
 
 
 def test_the_watermark_lies_in_its_box_and_grows_with_the_picture():
