@@ -70,7 +70,7 @@ KINDS = ("deletion", "insertion")
 def test_the_gap_of_integrated_gradients_closes_and_is_larger_for_the_deep_network(results):
     small, deep = results["gaps"]["small CNN"], results["gaps"]["EfficientNet-Lite0"]
     assert small["128"] < 1e-2 < small["8"]
-    assert deep["64"] > small["64"]
+    assert deep["64"] > max(small["64"], deep["32"])
 
 
 def test_the_clever_hans_is_found(by_seed):
