@@ -30,6 +30,7 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 book: $(READY)
+	@sh tests/gpu_packages.sh $(PY)
 	$(VENV)/bin/jupyter-book build . -W --keep-going -n --all
 
 test: $(READY)

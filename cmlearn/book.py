@@ -87,7 +87,8 @@ def page_footer() -> Any:
     -------
     pandas.DataFrame
         One column, "this run": profile, device, versions, seconds since the kernel started,
-        peak memory, commit and code hash, from :func:`cmlearn.runtime.provenance`.
+        peak memory, commit and code hash, where Keras is loaded its
+        precision, and on a GPU the peak of its memory, from :func:`cmlearn.runtime.provenance`.
     """
     import pandas as pd
 
@@ -95,10 +96,13 @@ def page_footer() -> Any:
 
     facts = provenance()
     facts["code_hash"] = facts["code_hash"][:12]
-    facts["peak_memory_(MiB)"] = facts.pop("peak_memory_mib")
-    run = {name.replace("_", " "): _shown(value) for name, value in facts.items()}
+    run = {_label(name): _shown(value) for name, value in facts.items()}
     pd.set_option("display.max_colwidth", None)
     return pd.DataFrame({"this run": run})
+
+
+def _label(name: str) -> str:
+    return name.replace("_mib", " (MiB)").replace("_", " ").replace("gpu", "GPU")
 
 
 def _shown(value: Any) -> str:

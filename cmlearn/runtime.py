@@ -12,6 +12,7 @@ import platform
 import random
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -297,6 +298,42 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
+def peak_gpu_memory() -> int | None:
+    """Return the most memory of the first GPU that the Keras backend has held so far, in bytes.
+
+    Returns
+    -------
+    int or None
+        None when Keras is not loaded yet or computes on no GPU.
+    """
+    keras = sys.modules.get("keras")
+    if keras is None or not device().startswith("GPU"):
+        return None
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+def precision() -> str | None:
+    """Return the precision that Keras computes in, such as ``"float32"`` or ``"mixed_float16"``.
+
+    Returns
+    -------
+    str or None
+        The name of Keras's global dtype policy; None when Keras is not loaded yet.
+    """
+    keras = sys.modules.get("keras")
+    return None if keras is None else keras.config.dtype_policy().name
+
+
 def provenance() -> dict:
     """Return where the numbers of this run come from.
 
@@ -305,9 +342,11 @@ def provenance() -> dict:
     dict
         ``profile``, ``device``, ``python``, ``packages`` (name to version, installed
         ones only), ``seconds`` since `cmlearn.runtime` was imported,
-        ``peak_memory_mib``, ``commit`` (None outside a git checkout), ``code_hash``.
+        ``peak_memory_mib``, ``commit`` (None outside a git checkout), ``code_hash``; where Keras
+        is loaded, its ``precision``, and on a GPU ``peak_gpu_memory_mib``.
     """
-    return {
+    on_gpu = peak_gpu_memory()
+    facts = {
         "profile": profile(),
         "device": device(),
         "python": platform.python_version(),
@@ -317,6 +356,11 @@ def provenance() -> dict:
         "commit": _commit(),
         "code_hash": code_hash(),
     }
+    if precision() is not None:
+        facts["precision"] = precision()
+    if on_gpu is not None:
+        facts["peak_gpu_memory_mib"] = round(on_gpu / 2**20)
+    return facts
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

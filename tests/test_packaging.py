@@ -77,3 +77,44 @@ def test_importing_the_package_loads_no_heavy_library():
     )
     done = run(code)
     assert done.stdout == "[]\n", done.stderr
+
+
+def gpu_packages(folder: Path, nvidia_smi: str, pip: str = "exit 0", system: str = "Linux") -> str:
+    """Run the script that `make book` runs, with stand-ins for the machine; return what it did."""
+    log = folder / "asked"
+    stand_ins = {
+        "nvidia-smi": nvidia_smi,
+        "uname": f"echo {system}",
+        "python": f'if [ "$1" = -c ]; then echo 2.20.0; else echo "$@" >> {log}; {pip}; fi',
+    }
+    for name, body in stand_ins.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    script = ["sh", str(ROOT / "tests" / "gpu_packages.sh"), str(folder / "python")]
+    path = f"{folder}:{os.environ['PATH']}"
+    reply = subprocess.run(
+        script, capture_output=True, text=True, check=True, env=os.environ | {"PATH": path}
+    )
+    return (log.read_text() if log.exists() else "") + reply.stderr
+
+
+def test_on_linux_with_an_nvidia_gpu_tensorflow_gets_its_cuda_libraries(tmp_path):
+    asked = gpu_packages(tmp_path, nvidia_smi="echo GPU 0: of a test")
+    assert asked.split() == [
+        "-m", "pip", "install", "--disable-pip-version-check", "--quiet",
+        "tensorflow[and-cuda]==2.20.0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [{"nvidia_smi": "exit 9"}, {"nvidia_smi": "exit 0", "system": "Darwin"}],
+    ids=["no GPU", "macOS"],
+)
+def test_elsewhere_no_cuda_library_is_asked_for(tmp_path, machine):
+    assert gpu_packages(tmp_path, **machine) == ""
+
+
+def test_a_book_is_built_on_the_cpu_when_the_cuda_libraries_cannot_be_had(tmp_path):
+    said = gpu_packages(tmp_path, nvidia_smi="exit 0", pip="exit 1")
+    assert "the pages will run on the CPU" in said

@@ -178,6 +178,48 @@ def test_peak_memory_keeps_what_was_held_and_freed():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+GPU_BACKENDS = {
+    "tensorflow": "tensorflow.config.experimental.get_memory_info = lambda name: {'peak': 5}\n",
+    "jax": "jax.local_devices = lambda: [SimpleNamespace(memory_stats=lambda: stats)]\n",
+    "torch": "torch = SimpleNamespace(cuda=SimpleNamespace(max_memory_allocated=lambda: 5))\n",
+}
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_peak_gpu_memory_asks_the_backend_that_keras_computes_with(backend):
+    """No GPU is needed: each backend's own counter is replaced by one that says 5 bytes."""
+    code = (
+        "import sys\n"
+        "from types import SimpleNamespace\n"
+        "from cmlearn import runtime\n"
+        "assert runtime.peak_gpu_memory() is None\n"
+        "import jax, keras, tensorflow\n"
+        "assert runtime.peak_gpu_memory() is None\n"
+        f"keras.backend.backend = lambda: {backend!r}\n"
+        "runtime.device = lambda: 'GPU of a test'\n"
+        "stats = {'peak_bytes_in_use': 5}\n"
+        + GPU_BACKENDS[backend]
+        + ("sys.modules['torch'] = torch\n" if backend == "torch" else "")
+        + "assert runtime.peak_gpu_memory() == 5\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_provenance_names_the_precision_once_keras_is_loaded():
+    code = (
+        "from cmlearn import runtime\n"
+        "assert 'precision' not in runtime.provenance()\n"
+        "import keras\n"
+        "assert runtime.provenance()['precision'] == 'float32'\n"
+        "keras.config.set_dtype_policy('mixed_bfloat16')\n"
+        "assert runtime.provenance()['precision'] == 'mixed_bfloat16'\n"
+        "assert 'peak_gpu_memory_mib' not in runtime.provenance()\n"
+        "runtime.peak_gpu_memory = lambda: 3 * 2**20\n"
+        "assert runtime.provenance()['peak_gpu_memory_mib'] == 3\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_code_hash_ignores_line_ends_and_order_but_not_content(tmp_path):
     first, second = tmp_path / "a.py", tmp_path / "b.py"
     first.write_bytes(b"x = 1\n")

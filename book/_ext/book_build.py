@@ -15,6 +15,8 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util import logging
 
+from cmlearn import runtime
+
 log = logging.getLogger(__name__)
 
 KERNEL_ENVIRONMENT = {
@@ -30,6 +32,7 @@ def setup(app):
     if os.environ.get("CMLEARN_DATA"):
         # A kernel runs in its page's folder, where a relative path would mean another one.
         os.environ["CMLEARN_DATA"] = os.path.abspath(os.path.expanduser(os.environ["CMLEARN_DATA"]))
+    app.connect("config-inited", name_the_device)
     app.connect("config-inited", drop_stale_cache)
     app.connect("config-inited", prepare_theme)
     # After napoleon (priority 500) has turned numpydoc sections into reStructuredText.
@@ -56,6 +59,17 @@ def prepare_theme(app, config):
         ]
 
 
+def name_the_device(app, config):
+    """Say what the pages will run on, and why not on a GPU that is there."""
+    found = runtime.device()
+    log.info(f"the pages run on: {found}; profile: {runtime.profile()}")
+    if shutil.which("nvidia-smi") and not found.startswith("GPU"):
+        log.info(
+            "nvidia-smi is here, but Keras sees no GPU. `nvidia-smi` must list one, and on Linux "
+            "`make book` installs the CUDA libraries that TensorFlow needs."
+        )
+
+
 def drop_stale_cache(app, config):
     """Remove stored outputs that the present code, packages or data might not reproduce."""
     root = Path(app.srcdir)
@@ -73,8 +87,8 @@ def environment_hash(root: Path) -> str:
     """SHA-256 over all that a page's outputs depend on besides the page itself.
 
     That is: the package's source, the stored runs and drawings that pages read, the version of
-    every installed package, the profile, and the names, sizes and times of the files under
-    ``CMLEARN_DATA``.
+    every installed package, the profile, the device, and the names, sizes and times of the files
+    under ``CMLEARN_DATA``.
     """
     digest = hashlib.sha256()
     sources = sorted(root.glob("cmlearn/**/*.py"))
@@ -85,6 +99,7 @@ def environment_hash(root: Path) -> str:
     digest.update("\n".join(sorted(f"{p.name}=={p.version}" for p in packages)).encode())
     for name in ("CMLEARN_PROFILE", "CMLEARN_DATA", "CUDA_VISIBLE_DEVICES", "KERAS_BACKEND"):
         digest.update(f"{name}={os.environ.get(name)}\n".encode())
+    digest.update(f"{runtime.profile()} on {runtime.device()}\n".encode())
     digest.update(listing_of(os.environ.get("CMLEARN_DATA")))
     return digest.hexdigest()
 
