@@ -9,3 +9,6 @@ from pathlib import Path
 
 RUNS = Path(__file__).resolve().parents[2] / "book" / "_runs"
 """The folder of the stored runs."""
+
+GPU_RUNS = ("finetuning",)
+"""The runs whose full size is meant for a GPU."""
