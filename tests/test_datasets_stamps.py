@@ -2,18 +2,21 @@
 
 import gzip
 import hashlib
+import http.server
 import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cmlearn.assets import AssetError
-from cmlearn.datasets import DatasetError, _stamps, load_stamps
+from cmlearn.datasets import DatasetError, _stamps, _stamps_source, load_stamps
 
 NAMES = ("cat", "dog", "owl")
 CAPTION = "A {0}.\nde.utf8=Ein {0}.\nzh_CN.utf8=这是{0}。\nfr.utf8=\n"
@@ -48,7 +51,7 @@ def add_drawing(folder, name, inside=DISK, *, w="20", h="20", before=""):
 def home(tmp_path, monkeypatch):
     """Return a data folder with stamps in two categories, and keep away from the true ones."""
     monkeypatch.setenv("CMLEARN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_stamps, "_INSTALLED", ())
+    monkeypatch.setattr(_stamps_source, "_INSTALLED", ())
     stamps = tmp_path / "data" / "tuxpaint-stamps"
     for name in NAMES:
         add_stamp(stamps, f"animals/{name}")
@@ -339,8 +342,9 @@ def link(name, target):
 def nowhere(home, stamps, tmp_path, monkeypatch):
     """Have the stamps in a package alone, with no apt to get it by."""
     deb = debian_package(tmp_path / "stamps.deb", package_members(stamps))
-    shutil.rmtree(stamps)
-    monkeypatch.setattr(_stamps, "_apt", lambda *arguments, folder=None: None)
+    shutil.move(stamps, tmp_path / "kept")
+    monkeypatch.setattr(_stamps_source, "_apt", lambda *arguments, folder=None: None)
+    monkeypatch.setattr(_stamps_source, "_ARCHIVE_ADDRESS", "http://127.0.0.1:9/stamps.tar.gz")
     return deb
 
 
@@ -364,7 +368,7 @@ def apt(nowhere, monkeypatch):
         (folder / FILE).write_bytes(state["content"])
         return subprocess.CompletedProcess(arguments, 0, "", "")
 
-    monkeypatch.setattr(_stamps, "_apt", apt_get)
+    monkeypatch.setattr(_stamps_source, "_apt", apt_get)
     return state, asked
 
 
@@ -427,7 +431,7 @@ def test_a_package_that_leads_out_is_refused(tmp_path, name, content, problem):
     deb = debian_package(tmp_path / "evil.deb", members)
     (tmp_path / "out").mkdir()
     with pytest.raises(DatasetError, match=rf"evil\.deb: .* in it {problem}"):
-        _stamps._unpack(deb, tmp_path / "out")
+        _stamps_source._unpack_package(deb, tmp_path / "out")
     assert not (tmp_path / "evil.txt").exists()
 
 
@@ -435,7 +439,9 @@ def test_other_links_in_a_package_are_not_unpacked(tmp_path):
     members = {"./usr/share/tuxpaint/stamps/a/b.txt": b"x"}
     members["l"] = link("./usr/share/doc/changelog", "../x")
     (tmp_path / "out").mkdir()
-    _stamps._unpack(debian_package(tmp_path / "a.deb", members, packed="xz"), tmp_path / "out")
+    _stamps_source._unpack_package(
+        debian_package(tmp_path / "a.deb", members, packed="xz"), tmp_path / "out"
+    )
     assert [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")] == [
         "a/b.txt"
     ]
@@ -445,14 +451,14 @@ def test_other_links_in_a_package_are_not_unpacked(tmp_path):
 def test_what_is_no_package(tmp_path, content):
     (tmp_path / "no.deb").write_bytes(content)
     with pytest.raises(DatasetError, match=r"no\.deb: not a Debian package"):
-        _stamps._unpack(tmp_path / "no.deb", tmp_path)
+        _stamps_source._unpack_package(tmp_path / "no.deb", tmp_path)
 
 
 def test_a_package_whose_data_is_cut_off(tmp_path):
     deb = debian_package(tmp_path / "cut.deb", {"./usr/x": os.urandom(5000)})
     deb.write_bytes(deb.read_bytes()[:2000])
     with pytest.raises(DatasetError, match=r"cut\.deb: data\.tar\.gz in it cannot be unpacked"):
-        _stamps._unpack(deb, tmp_path)
+        _stamps_source._unpack_package(deb, tmp_path)
 
 
 def test_a_folder_without_stamps(tmp_path, monkeypatch, home, stamps):
@@ -473,13 +479,13 @@ def test_apt_gets_the_package_without_rights(home, stamps, tmp_path, monkeypatch
     control = (
         "Package: {}\nVersion: 1.0-1\nArchitecture: all\nMaintainer: X <x@x>\nDescription: x\n"
     )
-    (tree / "DEBIAN/control").write_text(control.format(_stamps._PACKAGE))
+    (tree / "DEBIAN/control").write_text(control.format(_stamps_source._PACKAGE))
     source.mkdir()
-    deb = source / f"{_stamps._PACKAGE}_1.0-1_all.deb"
+    deb = source / f"{_stamps_source._PACKAGE}_1.0-1_all.deb"
     subprocess.run(["dpkg-deb", "--build", str(tree), str(deb)], check=True, capture_output=True)
     sha256 = hashlib.sha256(deb.read_bytes()).hexdigest()
     (source / "Packages").write_text(
-        control.format(_stamps._PACKAGE)
+        control.format(_stamps_source._PACKAGE)
         + f"Filename: ./{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {sha256}\n"
     )
     (tmp_path / "sources.list").write_text(f"deb [trusted=yes] file:{source} ./\n")
@@ -498,12 +504,119 @@ def test_apt_gets_the_package_without_rights(home, stamps, tmp_path, monkeypatch
     assert "Debian package tuxpaint-stamps-default 1.0-1" in found.DESCR
 
 
+# Getting the archive
+
+
+def archive(stamps):
+    """Return the bytes of a tar.gz laid out as Tux Paint's own, with a sound and a document."""
+    packed, root = io.BytesIO(), "tuxpaint-stamps-2022.06.04"
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.add(stamps, f"{root}/stamps")
+        for name in ("stamps/animals/cat.ogg", "docs/README.txt"):
+            info = tarfile.TarInfo(f"{root}/{name}")
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"text"))
+    return packed.getvalue()
+
+
+@pytest.fixture
+def server(nowhere, tmp_path, monkeypatch):
+    """Serve the archive on this machine, and let a test say how the server behaves."""
+    content = archive(tmp_path / "kept")
+    state = {"content": content, "breaks_after": None, "resumes": True, "asked": []}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            begin = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            start = int(begin[1]) if begin and state["resumes"] else 0
+            state["asked"].append(start)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(state["content"]) - start))
+            self.end_headers()
+            self.wfile.write(state["content"][start:][: state["breaks_after"]])
+
+        def log_message(self, *arguments):
+            pass
+
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{served.server_port}/stamps.tar.gz"
+    expected = _stamps_source._ARCHIVE._replace(
+        size=len(content), sha256=hashlib.sha256(content).hexdigest()
+    )
+    monkeypatch.setattr(_stamps_source, "_ARCHIVE_ADDRESS", address)
+    monkeypatch.setattr(_stamps_source, "_ARCHIVE", expected)
+    yield state
+    served.shutdown()
+    served.server_close()
+
+
+def test_without_apt_the_archive_is_downloaded_checked_and_unpacked(home, server, tmp_path):
+    found = load(home)
+    assert found.names.tolist()[:3] == [f"animals/{name}" for name in NAMES]
+    folder = tmp_path / "cache" / "tuxpaint-stamps-2022.06.04"
+    assert found.data["image"][0] == str(folder / "animals/cat.png")
+    assert "Tux Paint's archive tuxpaint-stamps-2022.06.04" in found.DESCR
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".png", ".txt"}
+    assert list((tmp_path / "cache/downloads").iterdir()) == []
+    load(home)
+    assert server["asked"] == [0]  # the second time no network is needed
+
+
+def test_a_download_that_broke_off_goes_on_where_it_stopped(home, server):
+    server["breaks_after"] = 700
+    with pytest.raises(AssetError, match="no apt-get.*broke off after.*kept for the next try"):
+        load(home)
+    server["breaks_after"] = None
+    assert len(load(home).data) == 5
+    assert server["asked"] == [0, 700]
+
+
+def test_a_server_that_cannot_resume_begins_anew(home, server):
+    server["breaks_after"] = 700
+    with pytest.raises(AssetError, match="broke off"):
+        load(home)
+    server.update(breaks_after=None, resumes=False)
+    assert len(load(home).data) == 5
+
+
+def test_a_changed_archive_is_refused_and_deleted(home, server, tmp_path):
+    server["content"] = server["content"][:-1] + b"?"
+    with pytest.raises(AssetError, match=r"tar\.gz has the SHA-256 \w+, expected \w+"):
+        load(home)
+    assert list((tmp_path / "cache/downloads").iterdir()) == []
+
+
+def test_space_is_asked_for_before_the_archive_is_downloaded(home, server, monkeypatch, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"need 60 MB in .*downloads and 0 MB are free.*CACHE"):
+        load(home)
+    assert server["asked"] == []
+
+
+def test_an_archive_that_leads_out_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("tuxpaint-stamps-2022.06.04/stamps/../../../evil.txt"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DatasetError, match=r"evil\.tar\.gz: .* in it would land outside"):
+        _stamps_source._unpack_archive(tmp_path / "evil.tar.gz", tmp_path / "out")
+    assert not list(tmp_path.rglob("evil.txt"))
+
+
+def test_an_archive_that_is_cut_off(tmp_path, stamps):
+    content = archive(stamps)
+    (tmp_path / "cut.tar.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DatasetError, match=r"cut\.tar\.gz: the archive cannot be unpacked"):
+        _stamps_source._unpack_archive(tmp_path / "cut.tar.gz", tmp_path)
+
+
 # The true stamps
 
 
 def true_stamps():
     home = os.environ.get("CMLEARN_DATA", "")
-    places = [*_stamps._INSTALLED, *_stamps._unpacked()]
+    places = [*_stamps_source._INSTALLED, *_stamps_source._unpacked()]
     return any(p.is_dir() for p in places) or os.path.isdir(os.path.join(home, "tuxpaint-stamps"))
 
 

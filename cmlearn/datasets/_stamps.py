@@ -1,12 +1,7 @@
 """The stamps of Tux Paint: photographs and drawings with a sentence about each."""
 
-import errno
 import hashlib
-import os
 import re
-import shutil
-import subprocess
-import tarfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -17,15 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from cmlearn._cache import FeatureCache
-from cmlearn.assets import AssetError
 from cmlearn.datasets._common import DatasetError, _bunch, _count_table, _some
-from cmlearn.runtime import cache_dir, data_home, replace_when_whole
+from cmlearn.datasets._stamps_source import KEPT, find_stamps, release_of
+from cmlearn.runtime import cache_dir, replace_when_whole
 
-_PACKAGE = "tuxpaint-stamps-default"
-_INSTALLED = (Path("/usr/share/tuxpaint/stamps"), Path("/usr/local/share/tuxpaint/stamps"))
-_INSIDE = "usr/share/tuxpaint/stamps"  # where a package holds them
-_KEPT = (".png", ".svg", ".txt")  # the sounds are nine tenths of the package
-_UNPACKED_SIZE = 60_000_000  # bytes, drawings included
 _DRAWN_SIZE = 320  # pixels of a drawing's longer side
 
 # What the tested release holds that cannot be paired, so that nobody is warned of it every time.
@@ -98,8 +88,9 @@ def load_stamps(*, language="en", min_pairs=20, data_home=None, return_X_y=False
     3. the cache folder;
     4. the Debian or Ubuntu package ``tuxpaint-stamps-default`` (161 MB), downloaded by
        ``apt-get``, checked against the SHA-256 in apt's signed list and unpacked into the cache
-       folder. Nothing is installed, and no rights of an administrator are needed. A download
-       that broke off goes on where it stopped.
+       folder; nothing is installed, and no rights of an administrator are needed. Where there is
+       no apt, or it cannot get the package, Tux Paint's own archive of the same release (216 MB),
+       checked against its SHA-256. A download that broke off goes on where it stopped.
 
     Parameters
     ----------
@@ -143,7 +134,7 @@ def load_stamps(*, language="en", min_pairs=20, data_home=None, return_X_y=False
         When pictures lack a caption, captions a picture, or a drawing refers to another file,
         except for those that the tested release is known for. They are left out.
     """
-    folder = _find_stamps(data_home)
+    folder = find_stamps(data_home)
     stamps, left_out = _read_stamps(folder)
     _warn_of(left_out, folder)
     wanted = {"zh": "zh_CN"}.get(language, language)
@@ -163,7 +154,7 @@ def load_stamps(*, language="en", min_pairs=20, data_home=None, return_X_y=False
         size=_DRAWN_SIZE,
         language=wanted,
         place=folder,
-        release=_release(folder),
+        release=release_of(folder),
         table=_count_table(target, names, "category"),
         min_pairs=min_pairs,
         near=f"{_NEAR:.0%}",
@@ -201,7 +192,7 @@ def _read_stamps(folder: Path) -> tuple[list[_Stamp], list[str]]:
     """Return the stamps of a folder in the order of their names, and what could not be paired."""
     files: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in folder.rglob("*"):
-        if path.suffix in _KEPT and len(path.relative_to(folder).parts) > 1:
+        if path.suffix in KEPT and len(path.relative_to(folder).parts) > 1:
             files[path.relative_to(folder).with_suffix("").as_posix()][path.suffix] = path
     stamps, left_out = [], []
     for name, found in sorted(files.items()):
@@ -454,174 +445,3 @@ def _near(thumbnails: np.ndarray) -> Iterable[tuple[int, int]]:
     mirrored = thumbnails[:, :, ::-1].reshape(len(thumbnails), -1)
     squares = np.minimum(cdist(as_is, as_is), cdist(as_is, mirrored)) / np.sqrt(as_is.shape[1])
     return np.argwhere(squares < _NEAR)
-
-
-# --- Finding and getting the stamps --------------------------------------------------------------
-
-
-def _find_stamps(home: str | os.PathLike | None) -> Path:
-    places = [data_home(home) / "tuxpaint-stamps", *_INSTALLED, *_unpacked()]
-    for place in places:
-        if place.is_dir() and any(place.glob("*/**/*.txt")):
-            return place
-    return _download()
-
-
-def _unpacked() -> list[Path]:
-    return sorted(cache_dir().glob(f"{_PACKAGE}_*"), reverse=True)
-
-
-def _release(folder: Path) -> str:
-    if folder.name.startswith(f"{_PACKAGE}_"):
-        return f"Debian package {folder.name.replace('_', ' ')}"
-    return "release unknown"
-
-
-class _Package(NamedTuple):
-    file: str
-    size: int  # bytes
-    sha256: str
-
-
-def _download() -> Path:
-    """Download the package by apt, check it and unpack it into the cache folder."""
-    work = cache_dir() / "downloads"
-    work.mkdir(exist_ok=True)
-    package = _apt_candidate()
-    if package is None:
-        raise _unreachable("there is no apt-get here that knows the package")
-    deb = _apt_download(package, work)
-    folder = cache_dir() / package.file.removesuffix(".deb").rpartition("_")[0]
-    try:
-        with replace_when_whole(folder) as partial:
-            partial.mkdir()
-            _unpack(deb, partial)
-    except OSError:
-        if not folder.exists():  # otherwise another process was faster
-            raise
-    deb.unlink(missing_ok=True)
-    return folder
-
-
-def _unreachable(reason: str) -> AssetError:
-    return AssetError(
-        f"cannot get the Tux Paint stamps: {reason}. Nothing was changed, and what apt-get has "
-        "already downloaded it keeps for the next try. Check the network and try again; or install "
-        f"the package ('sudo apt-get install {_PACKAGE}'); or unpack it on another machine and "
-        f"carry its folder {_INSIDE} here as tuxpaint-stamps below the folder that CMLEARN_DATA "
-        "names."
-    )
-
-
-def _apt_candidate() -> _Package | None:
-    """Ask apt which package it would download; apt takes the hash from a signed list."""
-    reply = _apt("download", "--print-uris", _PACKAGE)
-    line = re.search(r"'\S+' (\S+) (\d+) SHA256:(\w+)", reply.stdout) if reply else None
-    return line and _Package(line[1], int(line[2]), line[3])
-
-
-def _apt(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess | None:
-    if shutil.which("apt-get") is None:
-        return None
-    command = ["apt-get", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
-def _apt_download(package: _Package, work: Path) -> Path:
-    deb = work / package.file
-    _check_space(work, deb, package)
-    reply = _apt("download", _PACKAGE, folder=work)
-    if reply is None or reply.returncode != 0:
-        said = reply.stderr.strip().splitlines()[-1:] if reply else []
-        raise _unreachable(f"apt-get could not download it ({' '.join(said)})")
-    _check_hash(deb, package)
-    return deb
-
-
-def _check_space(work: Path, deb: Path, package: _Package) -> None:
-    have = deb.stat().st_size if deb.exists() else 0
-    needed = max(package.size - have, 0) + _UNPACKED_SIZE
-    free = shutil.disk_usage(work).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"the Tux Paint stamps need {needed / 1e6:,.0f} MB in {work} and {free / 1e6:,.0f} MB "
-            "are free: free some space, or set CMLEARN_CACHE to a folder on another disk",
-        )
-
-
-def _check_hash(deb: Path, package: _Package) -> None:
-    with open(deb, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != package.sha256:
-        deb.unlink()
-        raise AssetError(
-            f"{package.file} has the SHA-256 {found}, expected {package.sha256}: it was damaged "
-            "on its way or is not the package, and was deleted. Try again"
-        )
-
-
-# --- Unpacking a Debian package: an ar archive that holds data.tar.xz ----------------------------
-
-
-def _unpack(deb: Path, folder: Path) -> None:
-    """Unpack pictures and captions; refuse an archive with links or names that lead out of it."""
-    with open(deb, "rb") as file:
-        name, start, size = _data_member(deb, file)
-        file.seek(start)
-        try:
-            with tarfile.open(fileobj=_Part(file, size), mode="r|*") as archive:
-                for member in archive:
-                    _refuse_member(deb, member)
-                    _unpack_member(archive, member, folder)
-        except (tarfile.TarError, EOFError) as error:
-            raise DatasetError(
-                f"{deb}: {name} in it cannot be unpacked ({error}); delete the file and try again"
-            ) from error
-
-
-def _data_member(deb: Path, file) -> tuple[str, int, int]:
-    """Return name, start and size of the archive's member data.tar.*."""
-    if file.read(8) == b"!<arch>\n":
-        while len(header := file.read(60)) == 60:
-            name = header[:16].decode("ascii", "replace").strip().rstrip("/")
-            size = int(header[48:58])
-            if name.startswith("data.tar"):
-                return name, file.tell(), size
-            file.seek(size + size % 2, os.SEEK_CUR)
-    raise DatasetError(f"{deb}: not a Debian package (an ar archive with data.tar in it)")
-
-
-class _Part:
-    """The next bytes of an open file, as a file that ends after them."""
-
-    def __init__(self, file, size: int):
-        self._file, self._left = file, size
-
-    def read(self, size: int) -> bytes:
-        content = self._file.read(min(size, self._left))
-        self._left -= len(content)
-        return content
-
-
-def _refuse_member(deb: Path, member: tarfile.TarInfo) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
-        problem = "would land outside the folder that it is unpacked into"
-    elif not (member.isfile() or member.isdir()) and _INSIDE in member.name:
-        problem = "is a link or a device, not a file"
-    else:
-        return
-    raise DatasetError(
-        f"{deb}: {member.name!r} in it {problem}: the package is not to be trusted and was not "
-        "unpacked"
-    )
-
-
-def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    path = PurePosixPath(member.name)
-    parts = PurePosixPath(_INSIDE).parts
-    inside = path.parts[: len(parts)] == parts
-    if member.isfile() and inside and path.suffix in _KEPT:
-        member.name = str(PurePosixPath(*path.parts[len(parts) :]))
-        archive.extract(member, folder, filter="data")
