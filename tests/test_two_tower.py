@@ -14,6 +14,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cmlearn import two_tower
+from cmlearn._checkpoints import CHECKPOINT_FILE
 from cmlearn.datasets import load_scenes
 from cmlearn.image import ImageError
 from cmlearn.persistence import load_model, save_model
@@ -320,9 +321,9 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch, in_g
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     resumed = small("gated", checkpoint=tmp_path, **RESUMABLE)
     epochs = []
-    restore = two_tower._Checkpoint.restore
+    restore = two_tower.Checkpoint.restore
     monkeypatch.setattr(
-        two_tower._Checkpoint,
+        two_tower.Checkpoint,
         "restore",
         lambda *arguments: epochs.append(restore(*arguments)) or epochs[-1],
     )
@@ -343,7 +344,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch, in_g
 def checkpoint(tmp_path_factory, pairs):
     folder = tmp_path_factory.mktemp("checkpoint")
     small("mean", epochs=2, checkpoint=folder).fit(*pairs)
-    return folder / two_tower.CHECKPOINT_FILE
+    return folder / CHECKPOINT_FILE
 
 
 @pytest.mark.parametrize(
@@ -378,7 +379,7 @@ def test_a_damaged_checkpoint_is_named(pairs, checkpoint, tmp_path, keep):
 
 
 def test_a_checkpoint_that_lacks_the_weights_is_named(pairs, tmp_path):
-    np.savez(tmp_path / two_tower.CHECKPOINT_FILE, notes=np.array("{}"))
+    np.savez(tmp_path / CHECKPOINT_FILE, notes=np.array("{}"))
     with pytest.raises(CheckpointError, match="checkpoint.npz is not a whole checkpoint"):
         small("mean", epochs=2, checkpoint=tmp_path).fit(*pairs)
 
