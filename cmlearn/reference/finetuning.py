@@ -50,6 +50,21 @@ SOURCES = [
 ]
 
 
+LABELS, EVERYTHING = "labels", "labels + families + teachers"
+
+# What each network learns from beside the labels.
+METHODS = {
+    LABELS: {},
+    "labels + families": {"families": True, "family_weight": 0.5},
+    EVERYTHING: {
+        "families": True,
+        "family_weight": 0.5,
+        "teachers": True,
+        "teacher_weight": 0.5,
+    },
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
     """How much is computed on one kind of machine."""
@@ -58,23 +73,12 @@ class Size:
     epochs: int
     batch_size: int
     drop_path: float
+    methods: tuple[str, ...]
     seeds: tuple[int, ...] = SEEDS
 
 
-CPU = Size({"lite0": 160}, epochs=8, batch_size=32, drop_path=0.0)
-GPU = Size({"lite0": 320, "lite2": 384}, epochs=60, batch_size=64, drop_path=0.2)
-
-# What each network learns from beside the labels.
-METHODS = {
-    "labels": {},
-    "labels + families": {"families": True, "family_weight": 0.5},
-    "labels + families + teachers": {
-        "families": True,
-        "family_weight": 0.5,
-        "teachers": True,
-        "teacher_weight": 0.5,
-    },
-}
+CPU = Size({"lite0": 160}, 3, 32, drop_path=0.0, methods=(LABELS, EVERYTHING))
+GPU = Size({"lite0": 320, "lite2": 384}, 60, 64, drop_path=0.2, methods=tuple(METHODS))
 
 
 class Data(NamedTuple):
@@ -106,7 +110,7 @@ def run(path: Path) -> None:
 def parts(size: Size) -> Iterator[tuple[str, int]]:
     """Yield method and seed of every network; all methods of one seed come together."""
     for seed in size.seeds:
-        for method in METHODS:
+        for method in size.methods:
             yield method, seed
 
 
@@ -159,10 +163,10 @@ def train_part(folder: Path, variant: str, method: str, seed: int, data: Data, s
         **settings,
     )
     classifier.fit(data.pixels["train"], data.target["train"])
+    views = finetuning.augmented_views(data.pixels["test"])
     answers = {
-        split: [classifier.predict_proba(view) for view in finetuning.augmented_views(pixels)]
-        for split, pixels in data.pixels.items()
-        if split != "train"
+        "val": classifier.predict_proba(data.pixels["val"]),
+        "test": np.stack([classifier.predict_proba(view) for view in views]),
     }
     with replace_when_whole(file) as partial:
         np.savez(
@@ -193,10 +197,10 @@ def summary(folder: Path, data: Data, size: Size) -> dict:
     """Return the scores of every method, of its ensembles, and what the teachers bring."""
     target, families = data.target["test"], data.families
     networks = {}
-    together: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
+    together: dict[str, list[np.ndarray]] = {method: [] for method in size.methods}
     right: dict[str, np.ndarray] = {}
     for variant in size.variants:
-        for method in METHODS:
+        for method in size.methods:
             found = [load_part(part_file(folder, variant, method, seed)) for seed in size.seeds]
             plain = [part["test"][0] for part in found]
             viewed = [part["test"].mean(axis=0) for part in found]
@@ -209,7 +213,7 @@ def summary(folder: Path, data: Data, size: Size) -> dict:
                 "views": [accuracies(p, target, families) for p in viewed],
                 "ensemble": accuracies(np.mean(viewed, axis=0), target, families),
                 "validation": [
-                    accuracies(part["val"][0], data.target["val"], families) for part in found
+                    accuracies(part["val"], data.target["val"], families) for part in found
                 ],
                 "loss": [part["loss"] for part in found],
                 "train accuracy": [part["accuracy"] for part in found],
@@ -226,7 +230,7 @@ def summary(folder: Path, data: Data, size: Size) -> dict:
         "gains": {
             f"{variant}, {method}": gain(right[f"{variant}, {method}"], right[f"{variant}, labels"])
             for variant in size.variants
-            for method in list(METHODS)[1:]
+            for method in size.methods[1:]
         },
         "recall": recall_by_family(right, data),
         "peak_memory_mib": round(peak_memory() / 2**20),
