@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cmlearn.scaling import ENGINES, embed_pairs, naming_rows, without_embedded_images
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    import pyarrow
     from sklearn.base import BaseEstimator
 
 EXAMPLES = """\
@@ -31,6 +32,7 @@ examples:
   python -m cmlearn evaluate model/ more-data/
   python -m cmlearn predict model/ new.csv --out predictions.csv
   python -m cmlearn embed photos/ --out features.parquet
+  python -m cmlearn embed photos.parquet --out features.parquet --engine ray --workers 4
 
 DIR may be a folder with images/ and texts.txt (label: the first number in each file name), a folder
 with metadata.csv (file_name,text,label), a CSV file, or a Parquet file.
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted. Finished features are kept; run it again to go on.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MemoryError, AssetError) as error:
+    except (ValueError, OSError, MemoryError, ImportError, AssetError) as error:
         number = f"[Errno {getattr(error, 'errno', None)}] "
         message = str(error).removeprefix(number) or "there is not enough memory"
         print(f"error: {message}", file=sys.stderr)
@@ -150,6 +152,15 @@ def _add_embed(commands) -> None:
     parser.add_argument(
         "--out", required=True, metavar="PARQUET", help="the features, a row a pair"
     )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="this process, or workers of Ray; default: %(default)s",
+    )
+    parser.add_argument(
+        "--workers", type=_workers, default=2, metavar="N", help="of Ray; default: %(default)s"
+    )
     _add_encoder_options(parser)
     _add_encoding_option(parser, "of the CSV")
 
@@ -183,6 +194,13 @@ def _folds(text: str) -> int:
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"{text} folds are too few; give 2 or more")
+    return value
+
+
+def _workers(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} workers are too few; give 1 or more")
     return value
 
 
@@ -229,22 +247,6 @@ def one_vocabulary_warning() -> Iterator[None]:
             OutOfVocabularyWarning,
             stacklevel=3,
         )
-
-
-@contextmanager
-def naming_rows(pairs: pd.DataFrame) -> Iterator[None]:
-    """Name the row of a picture that cannot be decoded by the index of ``pairs``."""
-    from cmlearn.image import ImageError, decode
-
-    try:
-        yield
-    except ImageError:
-        for place, image in pairs["image"].items():
-            try:
-                decode(image)
-            except ImageError as error:
-                raise ImageError(f"{place}: {error}") from error
-        raise
 
 
 def run_fetch(options: argparse.Namespace) -> None:
@@ -381,21 +383,10 @@ def predicted_rows(model: BaseEstimator, table: pd.DataFrame, pairs: pd.DataFram
     return predicted
 
 
-def without_embedded_images(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table without a column that holds whole pictures, as a Parquet file's may."""
-    embedded = [name for name in table if isinstance(table[name].iloc[0], dict)]
-    return table.drop(columns=[name for name in embedded if name in ("image", "file_name")])
-
-
 @one_vocabulary_warning()
 def run_embed(options: argparse.Namespace) -> None:
     """Stream features to a Parquet file, a chunk of pairs at a time."""
-    import pyarrow.parquet
-    from tqdm import tqdm
-
     from cmlearn.baseline import build_image_encoder
-    from cmlearn.datasets import iter_pairs
-    from cmlearn.runtime import replace_when_whole
     from cmlearn.text import GloVeEncoder
 
     if options.image_encoder == "cnn":
@@ -408,36 +399,15 @@ def run_embed(options: argparse.Namespace) -> None:
         "image": build_image_encoder(options.image_encoder, seed=0),
         "text": GloVeEncoder(options.glove),
     }
-    writer, rows = None, 0
-    with replace_when_whole(options.out) as partial, tqdm(unit=" pairs", disable=None) as bar:
-        for table, pairs in iter_pairs(options.data, encoding=options.encoding):
-            features = feature_table(table, pairs, encoders)
-            writer = writer or pyarrow.parquet.ParquetWriter(partial, features.schema)
-            writer.write_table(features)
-            rows += len(table)
-            bar.update(len(table))
-        writer.close()
+    rows = embed_pairs(
+        options.data,
+        options.out,
+        encoders,
+        engine=options.engine,
+        workers=options.workers,
+        encoding=options.encoding,
+    )
     print(f"Wrote the features of {rows} pairs to {options.out}")
-
-
-def feature_table(
-    table: pd.DataFrame, pairs: pd.DataFrame, encoders: dict[str, BaseEstimator]
-) -> pyarrow.Table:
-    """Return the table with a fixed-size float32 list a modality added.
-
-    Pictures that came as bytes are left out: their features stand for them.
-    """
-    import pyarrow as pa
-
-    features = pa.Table.from_pandas(without_embedded_images(table), preserve_index=False)
-    for name, encoder in encoders.items():
-        if name in pairs:
-            with naming_rows(pairs):
-                vectors = encoder.fit_transform(pairs[name])
-            flat = pa.array(vectors.ravel(), type=pa.float32())
-            column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-            features = features.append_column(f"{name}_features", column)
-    return features
 
 
 def load_labelled_pairs(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
