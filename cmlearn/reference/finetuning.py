@@ -87,6 +87,7 @@ class Data(NamedTuple):
     pixels: dict[str, np.ndarray]  # by part of the official split
     target: dict[str, np.ndarray]
     families: np.ndarray  # of each kind
+    family_names: list[str]
     teachers: np.ndarray  # of each kind
 
 
@@ -123,6 +124,7 @@ def read_data(size: int) -> Data:
         {split: load_pixels(images[chosen], size) for split, chosen in rows.items()},
         {split: grocery.target[chosen] for split, chosen in rows.items()},
         grocery.coarse_of_fine,
+        grocery.coarse_names,
         teacher_codes(grocery.classes),
     )
 
@@ -232,6 +234,7 @@ def summary(folder: Path, data: Data, size: Size) -> dict:
             for variant in size.variants
             for method in size.methods[1:]
         },
+        "families": data.family_names,
         "recall": recall_by_family(right, data),
         "peak_memory_mib": round(peak_memory() / 2**20),
     }

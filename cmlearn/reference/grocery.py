@@ -1,0 +1,306 @@
+"""Frozen features on the photographs of groceries: classifiers, few-shot and zero-shot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.base import ClassifierMixin
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+from sklearn.metrics import accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from cmlearn.datasets import load_grocery
+from cmlearn.finetuning import coarse_to_fine, family_probabilities
+from cmlearn.image import PretrainedCNN
+from cmlearn.metrics import bootstrap_interval, mcnemar
+from cmlearn.runtime import save_run
+from cmlearn.text import SentenceEncoder
+
+SOURCES = [
+    f"cmlearn/{module}.py"
+    for module in (
+        "_sentences",
+        "datasets/_grocery",
+        "efficientnet",
+        "finetuning",
+        "image",
+        "metrics",
+        "reference/grocery",
+        "text",
+    )
+]
+
+# What the frozen networks say of a photograph.
+VIEWS = {
+    "lite0": ("efficientnet-lite0", None),
+    "lite0 block14": ("efficientnet-lite0", "block14"),
+    "lite0 block12": ("efficientnet-lite0", "block12"),
+    "lite2": ("efficientnet-lite2", None),
+}
+# Sets of features, the smallest first.
+SETS = {
+    "lite0": ("lite0",),
+    "lite2": ("lite2",),
+    "lite0 + lite2": ("lite0", "lite2"),
+    "all four": tuple(VIEWS),
+}
+QUICK = "lite0 + lite2"
+SHOTS = (1, 2, 4, 8, 16)
+REPEATS = 3
+HELD_OUT = 20  # kinds, in each repeat
+SEARCHED = (1e1, 1e2, 1e3, 1e4, 1e5)  # strengths of the ridge
+
+
+def run(path: Path) -> None:
+    """Compute every experiment of the page in full, and store it."""
+    grocery = load_grocery()
+    features = {name: view_features(grocery.data["image"], name) for name in VIEWS}
+    icons = {name: view_features(grocery.classes["icon"], name) for name in VIEWS}
+    texts = SentenceEncoder().fit_transform(grocery.classes["description"])
+    results = {
+        "n_test": int(np.sum(grocery.split == "test")),
+        "classifiers": classifiers(grocery, features),
+        "cheating": cheating(grocery, features["lite0"], texts),
+        "hierarchy": hierarchy(grocery, features),
+        "few_shot": few_shot(grocery, features["lite0"], icons["lite0"], repeats=REPEATS),
+        "zero_shot": zero_shot(
+            grocery, features["lite0"], icons["lite0"], texts, repeats=REPEATS
+        ).to_dict("records"),
+    }
+    save_run(path, results, sources=SOURCES)
+
+
+def view_features(images, name: str) -> np.ndarray:
+    """Return one view of the images, (n, width) float32; cached by content."""
+    model, layer = VIEWS[name]
+    return PretrainedCNN(model, layer=layer).fit_transform(images)
+
+
+def discriminant() -> LinearDiscriminantAnalysis:
+    """Return linear discriminant analysis whose covariance is shrunk by Ledoit and Wolf's rule."""
+    return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+
+
+def joined(
+    features: dict[str, np.ndarray], names: tuple[str, ...], train: np.ndarray
+) -> np.ndarray:
+    """Put views side by side, each standardised on the training rows and of the same total size."""
+    blocks = []
+    for name in names:
+        scaler = StandardScaler().fit(features[name][train])
+        blocks.append(scaler.transform(features[name]) / np.sqrt(features[name].shape[1]))
+    return np.hstack(blocks)
+
+
+def classifiers(grocery, features: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Return the scores of the support vector machine and of the discriminant on each set."""
+    train, test = grocery.split == "train", grocery.split == "test"
+    target = grocery.target
+    machine = make_pipeline(StandardScaler(), SVC(kernel="rbf", C=10))
+    machine.fit(features["lite0"][train], target[train])
+    answers = {"lite0, SVM": machine.predict(features["lite0"][test])}
+    for name, views in SETS.items():
+        X = joined(features, views, train)
+        answers[f"{name}, discriminant"] = (
+            discriminant().fit(X[train], target[train]).predict(X[test])
+        )
+    scores = {name: score(grocery, target[test], found) for name, found in answers.items()}
+    best, second = sorted(scores, key=lambda name: -scores[name]["fine"])[:2]
+    p_value = mcnemar(target[test], answers[best], answers[second]).pvalue
+    scores[best] |= {"second": second, "p_against_second": float(p_value)}
+    return scores
+
+
+def score(grocery, truth: np.ndarray, answers: np.ndarray) -> dict[str, float]:
+    """Return fine and coarse accuracy with bootstrap intervals over the photographs."""
+    found = {}
+    for kind, names in (("fine", np.arange(81)), ("coarse", grocery.coarse_of_fine)):
+        interval = bootstrap_interval(accuracy_score, names[truth], names[answers], random_state=0)
+        found |= {
+            kind: interval.estimate,
+            f"{kind}_low": interval.low,
+            f"{kind}_high": interval.high,
+        }
+    return found
+
+
+def cheating(grocery, pictures: np.ndarray, texts: np.ndarray) -> dict[str, float]:
+    """Return what is scored when each test photograph comes with the description of its kind."""
+    train, test = grocery.split == "train", grocery.split == "test"
+    beside = texts[grocery.target]
+    return {
+        name: float(
+            discriminant().fit(X[train], grocery.target[train]).score(X[test], grocery.target[test])
+        )
+        for name, X in {
+            "picture": pictures,
+            "description of the kind": beside,
+            "both": np.hstack([pictures, beside]),
+        }.items()
+    }
+
+
+def hierarchy(grocery, features: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the accuracies of the ways in which kinds and families can be decided."""
+    train, test = grocery.split == "train", grocery.split == "test"
+    X, families = joined(features, SETS[QUICK], train), grocery.coarse_of_fine
+    fine = discriminant().fit(X[train], grocery.target[train])
+    coarse = discriminant().fit(X[train], grocery.coarse_target[train])
+    p = fine.predict_proba(X[test])
+    best, truth = p.argmax(axis=1), grocery.target[test]
+    wrong = best != truth
+    return {
+        "fine": accuracy_score(truth, best),
+        "fine, family first": accuracy_score(truth, coarse_to_fine(p, families)),
+        "coarse, of the best kind": accuracy_score(families[truth], families[best]),
+        "coarse, by the sums": accuracy_score(
+            families[truth], family_probabilities(p, families).argmax(axis=1)
+        ),
+        "coarse, trained on families": accuracy_score(families[truth], coarse.predict(X[test])),
+        "mistakes inside the family": float(
+            np.mean(families[truth[wrong]] == families[best[wrong]])
+        ),
+    }
+
+
+# --- Few photographs -----------------------------------------------------------------------------
+
+
+class Prototypes(ClassifierMixin):
+    """Nearest class mean by cosine, to which a picture that is given for each class may belong."""
+
+    def __init__(self, pictures: np.ndarray | None = None, weight: float = 1.0):
+        self.pictures = pictures
+        self.weight = weight
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> Prototypes:
+        """Average the rows of each class, and the picture of it as so many rows more."""
+        self.classes_ = np.unique(y)
+        sums = np.array([X[y == one].sum(axis=0) for one in self.classes_])
+        counts = np.array([np.sum(y == one) for one in self.classes_], dtype=float)
+        if self.pictures is not None:
+            sums = sums + self.weight * self.pictures[self.classes_]
+            counts += self.weight
+        self.means_ = unit(sums / counts[:, None])
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Return the class whose mean has the largest cosine."""
+        return self.classes_[(unit(X) @ self.means_.T).argmax(axis=1)]
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Scale every row to length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def few_shot(grocery, pictures: np.ndarray, icons: np.ndarray, *, repeats: int) -> dict[str, dict]:
+    """Return for each method and number of photographs a kind the accuracy of each repeat."""
+    train, test = np.flatnonzero(grocery.split == "train"), grocery.split == "test"
+    scaler = StandardScaler().fit(pictures[train])
+    X, icons = scaler.transform(pictures), scaler.transform(icons)
+    methods = {
+        "class means": lambda: Prototypes(),
+        "class means with the icon": lambda: Prototypes(icons),
+        "discriminant": discriminant,
+    }
+    scores: dict[str, dict] = {name: {} for name in methods}
+    for shots in SHOTS:
+        for name, make in methods.items():
+            if shots == 1 and name == "discriminant":
+                continue  # one row a class leaves nothing to estimate a covariance from
+            scores[name][str(shots)] = [
+                float(
+                    np.mean(
+                        make().fit(X[rows], grocery.target[rows]).predict(X[test])
+                        == grocery.target[test]
+                    )
+                )
+                for rows in (drawn(grocery.target, train, shots, seed) for seed in range(repeats))
+            ]
+    return scores | {"icon alone": {"0": [icon_alone(grocery, X, icons)]}}
+
+
+def drawn(target: np.ndarray, rows: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Return so many of the rows of each class, or all where there are fewer."""
+    order = np.random.default_rng(seed).permutation(rows)
+    return np.concatenate([order[target[order] == one][:shots] for one in np.unique(target[rows])])
+
+
+def icon_alone(grocery, X: np.ndarray, icons: np.ndarray) -> float:
+    """Return the accuracy of the nearest iconic picture, with no photograph to learn from."""
+    test = grocery.split == "test"
+    nearest = (unit(X[test]) @ unit(icons).T).argmax(axis=1)
+    return float(np.mean(nearest == grocery.target[test]))
+
+
+# --- Kinds without a photograph ------------------------------------------------------------------
+
+
+def zero_shot(
+    grocery, pictures: np.ndarray, icons: np.ndarray, texts: np.ndarray, *, repeats: int
+) -> pd.DataFrame:
+    """Return accuracies on kinds of which no photograph was seen, a row a repeat and knowledge.
+
+    A ridge regression maps photographs to the codes of their kinds; a photograph goes to the kind
+    whose code lies nearest to where it is mapped.
+    """
+    knowledge = {
+        "icon": unit(icons - icons.mean(axis=0)),
+        "description": unit(texts - texts.mean(axis=0)),
+    }
+    knowledge["both"] = np.hstack(list(knowledge.values()))
+    rows = []
+    for seed in range(repeats):
+        unseen = np.random.default_rng(seed).permutation(81)[:HELD_OUT]
+        for name, codes in knowledge.items():
+            rows.append(
+                {"repeat": seed, "knowledge": name}
+                | without_photographs(grocery, pictures, codes, unseen)
+            )
+    return pd.DataFrame(rows)
+
+
+def without_photographs(
+    grocery, pictures, codes: np.ndarray, unseen: np.ndarray
+) -> dict[str, float]:
+    """Return the accuracies when the photographs of some kinds are held out."""
+    target, is_unseen = grocery.target, np.isin(grocery.target, unseen)
+    train = (grocery.split == "train") & ~is_unseen
+    test = grocery.split == "test"
+    scaler = StandardScaler().fit(pictures[train])
+    X = scaler.transform(pictures)
+    ridge = Ridge(chosen_strength(X[train], target[train], codes)).fit(
+        X[train], codes[target[train]]
+    )
+    likeness = unit(ridge.predict(X)) @ unit(codes).T
+    among_unseen = unseen[likeness[test & is_unseen][:, unseen].argmax(axis=1)]
+    nearest = likeness.argmax(axis=1)
+    seen_right = float(np.mean(nearest[test & ~is_unseen] == target[test & ~is_unseen]))
+    unseen_right = float(np.mean(nearest[test & is_unseen] == target[test & is_unseen]))
+    total = seen_right + unseen_right
+    return {
+        "among unseen": float(np.mean(among_unseen == target[test & is_unseen])),
+        "chance": 1 / len(unseen),
+        "seen, among all": seen_right,
+        "unseen, among all": unseen_right,
+        "harmonic mean": 2 * seen_right * unseen_right / total if total else 0.0,
+    }
+
+
+def chosen_strength(X: np.ndarray, target: np.ndarray, codes: np.ndarray) -> float:
+    """Choose the ridge's strength by other held-out kinds of the training photographs."""
+    kinds = np.random.default_rng(0).permutation(np.unique(target))
+    pretended = kinds[: len(kinds) // 4]
+    held = np.isin(target, pretended)
+    found = []
+    for strength in SEARCHED:
+        ridge = Ridge(strength).fit(X[~held], codes[target[~held]])
+        likeness = unit(ridge.predict(X[held])) @ unit(codes[pretended]).T
+        found.append(np.mean(pretended[likeness.argmax(axis=1)] == target[held]))
+    return SEARCHED[int(np.argmax(found))]
