@@ -62,7 +62,7 @@ def embed_pairs(
         nothing from what they are fitted to.
     engine : {"local", "ray"}
         ``"local"`` works in this process. ``"ray"`` reads in one process of Ray Data [1]_ and
-        encodes in `workers` others, each of which builds the encoders once. The rows and their
+        encodes in `workers` others, each of which loads the encoders once. The rows and their
         order are the same.
     workers : int, default=2
         Processes that encode at once, with ``engine="ray"``. Each computes with one thread.
@@ -328,7 +328,10 @@ def append_features(
                 vectors = encoder.fit_transform(pairs[name])
             flat = pa.array(vectors.ravel(), type=pa.float32())
             column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-            features = features.append_column(f"{name}_features", column)
+            if features.num_columns:
+                features = features.append_column(f"{name}_features", column)
+            else:  # a file of nothing but pictures; Arrow counts no rows in a table of no columns
+                features = pa.table({f"{name}_features": column})
     return features
 
 
@@ -506,7 +509,10 @@ def _read(
 def _fingerprint(recipe: str, table: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Return a digest of all that decides a part: encoders, rows, and the pictures' files."""
     whole = hashlib.sha256(recipe.encode())
-    whole.update(pickle.dumps(table.to_dict("list")))
+    for name, column in table.items():
+        whole.update(repr(name).encode())
+        for value in column:
+            whole.update(repr(value).encode())
     for image in pairs["image"]:
         if not isinstance(image, bytes):
             with contextlib.suppress(OSError):  # the worker will name what is missing
@@ -534,7 +540,7 @@ class _Worker:
         table, pairs = pickle.loads(chunk)
         try:
             with warnings.catch_warnings(record=True) as heard:
-                warnings.simplefilter("always")
+                warnings.simplefilter("always", UserWarning)
                 features = append_features(table, pairs, self.encoders)
             rows = _write(self.folder / part, iter([features]))
         except (ValueError, OSError, MemoryError, AssetError) as error:
