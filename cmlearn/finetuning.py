@@ -194,7 +194,7 @@ class FineTunedCNN(KerasClassifier):
         ValueError
             When a parameter is out of its range, `X` is of another shape or dtype, or `teachers`
             or `families` have not one row a class.
-        cmlearn._checkpoints.CheckpointError
+        cmlearn.two_tower.CheckpointError
             When the checkpoint is of another training.
         """
         pixels = _check_pixels(X)

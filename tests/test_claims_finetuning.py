@@ -1,0 +1,122 @@
+"""What the page on full training says of its stored run, and the pieces that computed it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cmlearn.reference import RUNS, finetuning
+from cmlearn.reference.finetuning import EVERYTHING, LABELS
+from cmlearn.runtime import load_run
+
+
+@pytest.fixture(scope="module")
+def run():
+    return load_run(RUNS / "finetuning.json")
+
+
+@pytest.fixture(scope="module")
+def stored(run):
+    return run["results"]
+
+
+def test_the_run_is_that_of_the_code(run):
+    assert not run["stale"]
+
+
+def test_three_seeds_of_each_method_on_one_kind_of_machine(run, stored):
+    assert len(set(stored["size"]["seeds"])) >= 3
+    for found in stored["networks"].values():
+        assert len(found["single"]) == len(found["views"]) == len(stored["size"]["seeds"])
+        assert found["device"] == [run["provenance"]["device"]]
+
+
+def test_views_and_ensembles_are_better_than_one_network_and_one_view(stored):
+    for name in (LABELS, EVERYTHING):
+        found = stored["networks"][f"lite0, {name}"]
+        one, views = (np.mean([s["fine"] for s in found[key]]) for key in ("single", "views"))
+        assert one < views < found["ensemble"]["fine"]
+
+
+def test_the_training_photographs_are_learned_by_heart(stored):
+    plain = stored["networks"][f"lite0, {LABELS}"]
+    assert np.mean([curve[-1] for curve in plain["train accuracy"]]) > 0.95
+
+
+def test_the_gain_has_an_interval_around_it(stored):
+    gain = stored["gains"][f"lite0, {EVERYTHING}"]
+    assert gain["low"] < gain["gain"] < gain["high"]
+
+
+def test_a_gain_is_the_difference_of_the_shares(rng):
+    with_it, without = rng.integers(0, 2, 400) / 1.0, rng.integers(0, 2, 400) / 1.0
+    found = finetuning.gain(with_it, without)
+    assert found["gain"] == pytest.approx(with_it.mean() - without.mean())
+    half = 1.96 * np.std(with_it - without) / np.sqrt(400)
+    assert found["high"] - found["low"] == pytest.approx(2 * half, rel=0.1)
+
+
+def test_accuracies_of_both_orders():
+    probabilities = np.array([[0.4, 0.35, 0.25], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0]])
+    found = finetuning.accuracies(probabilities, np.array([1, 1, 0]), np.array([0, 1, 1]))
+    assert found == {
+        "fine": pytest.approx(2 / 3),
+        "coarse": pytest.approx(2 / 3),
+        "coarse to fine": 1.0,
+        "sum over the family": 1.0,
+    }
+
+
+def small_data(n=12, size=32):
+    rng = np.random.default_rng(0)
+    target = np.arange(n) % 3
+    pixels = rng.integers(0, 60, (n, size, size, 3), dtype=np.uint8)
+    pixels[np.arange(n), :, :, target] += 150
+    return finetuning.Data(
+        dict.fromkeys(("train", "val", "test"), pixels),
+        dict.fromkeys(("train", "val", "test"), target),
+        np.array([0, 1, 1]),
+        ["red", "not red"],
+        rng.normal(size=(3, 5)),
+    )
+
+
+def test_parts_are_trained_once_and_summed_up(tmp_path, monkeypatch):
+    data = small_data()
+    size = finetuning.Size({"lite0": 32}, 1, 4, 0.0, methods=(LABELS, EVERYTHING), seeds=(0, 1))
+    for method, seed in finetuning.parts(size):
+        finetuning.train_part(tmp_path, "lite0", method, seed, data, size)
+    found = finetuning.summary(tmp_path, data, size)
+    assert set(found["networks"]) == {f"lite0, {LABELS}", f"lite0, {EVERYTHING}"}
+    assert len(found["networks"][f"lite0, {LABELS}"]["single"]) == 2
+    assert set(found["gains"]) == {f"lite0, {EVERYTHING}"}
+    assert len(found["recall"][f"lite0, {LABELS}"]) == 2
+
+    def never(*arguments, **settings):
+        raise AssertionError("a part that was done is not trained again")
+
+    monkeypatch.setattr(finetuning, "FineTunedCNN", never)
+    for method, seed in finetuning.parts(size):
+        finetuning.train_part(tmp_path, "lite0", method, seed, data, size)
+
+
+def test_operations_are_counted_through_the_whole_network():
+    network = finetuning.training_network("lite0", 224, 10, 0.0)
+    # The published count is 407 million multiplications with additions.
+    assert finetuning.operations(network) / 2 == pytest.approx(407e6, rel=0.08)
+
+
+def test_a_run_whose_time_is_up_says_so():
+    code = (
+        "import sys, time\n"
+        "from cmlearn.reference import __main__ as command, grocery\n"
+        "grocery.run = lambda path: time.sleep(60)\n"
+        "sys.argv = ['reference', 'grocery', '--minutes', '0.01']\n"
+        "sys.exit(command.main())\n"
+    )
+    reply = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100
+    )
+    assert reply.returncode == 3
+    assert "grocery: time is up; the same command goes on from here" in reply.stderr
