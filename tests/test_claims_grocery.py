@@ -55,6 +55,8 @@ def test_few_photographs(stored):
     assert min(map(len, draws)) >= 3
     assert few["class means with the icon"]["1"] > few["class means"]["1"] > few["icon alone"]["0"]
     assert few["discriminant"]["16"] > few["class means"]["16"]
+    assert few["discriminant"]["8"] > few["class means with the icon"]["8"]
+    assert few["discriminant"]["2"] < 0.05
     means = list(few["class means"].values())
     assert means == sorted(means)
 
