@@ -34,6 +34,7 @@ _OBJECT_STORE = 128 * 2**20  # bytes: a few chunks on their way, never the whole
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_memory_monitor_refresh_ms": "0",  # it kills workers for what other programs hold
     "TF_NUM_INTRAOP_THREADS": "1",  # a worker a core
     "TF_NUM_INTEROP_THREADS": "1",
 }
@@ -378,7 +379,8 @@ def _embed_with_ray(
     data, out = data.expanduser().absolute(), out.expanduser().absolute()
     folder = out.with_name(f"{out.name}.parts")
     parts = []
-    with _ray(workers), tqdm(unit=" pairs", disable=None) as bar:
+    with _ray(workers), warnings.catch_warnings(), tqdm(unit=" pairs", disable=None) as bar:
+        warnings.filterwarnings("ignore", module=r"ray\b")
         for report in _reports(data, folder, encoders, workers, encoding):
             if report.error is not None:
                 raise report.error
@@ -421,7 +423,7 @@ def _ray(workers: int) -> Iterator[None]:
             stack.enter_context(_settings({"RAY_AUTH_TOKEN": secrets.token_hex(32)}))
             folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
             options |= {
-                "num_cpus": workers,
+                "num_cpus": workers + 1,  # one for Ray's own tasks
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE,
                 "_node_ip_address": "127.0.0.1",
