@@ -6,6 +6,7 @@ one trains with the real one, in a process of its own.
 
 import errno
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -514,6 +515,26 @@ def test_embed_refuses_an_untrained_encoder_and_a_folder_without_pictures(pairs,
     assert embed(tmp_path / "gone", tmp_path / "f", pairs) == 1
     assert "gone: there is no such file or folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_embed_with_ray_but_without_it_installed_says_what_to_install(
+    pairs, tmp_path, monkeypatch, capsys
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "ray" else find(name)
+    )
+    assert embed(pairs, tmp_path / "f.parquet", pairs, "--engine", "ray") == 1
+    assert "pip install 'ray[data]>=2.40'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--workers", "0"], ["--engine", "dask"]])
+def test_embed_refuses_engines_and_workers_that_do_not_exist(pairs, tmp_path, options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        embed(pairs, tmp_path / "f.parquet", pairs, *options)
+    assert stopped.value.code == 2
+    assert re.search(r"0 workers are too few|invalid choice: 'dask'", capsys.readouterr().err)
 
 
 # Where to write
