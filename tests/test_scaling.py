@@ -127,7 +127,7 @@ def test_a_second_run_goes_on_and_makes_anew_what_has_changed(ray, pairs, tmp_pa
     (data / names[599]).write_bytes(b"no picture")
     out, log = tmp_path / "out.parquet", tmp_path / "log"
     encoder = logging_encoder(log)
-    with pytest.raises(ImageError, match=rf"pairs.csv, row 600: .*{names[599]}"):
+    with pytest.raises(ImageError, match=rf"pairs.csv, line 601: .*{names[599]}"):
         embed_pairs(data / "pairs.csv", out, {"image": encoder}, engine="ray")
     assert not out.exists()
     assert len(left(tmp_path / "out.parquet.parts")) == 2  # the finished ones stay
