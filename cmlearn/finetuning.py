@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _HEAD_EPOCHS = 40
+_BATCH = 32  # images a forward pass: Keras holds the outputs of all layers meanwhile
 
 
 class FineTunedCNN(KerasClassifier):
@@ -206,7 +207,7 @@ class FineTunedCNN(KerasClassifier):
         heads = self._targets(codes)
         with layer_seeds(seed), _training_policy():
             network, backbone = self._build(pixels.shape[1])
-        self._train_heads(network, in_batches(backbone, pixels), heads, seed)
+        self._train_heads(network, in_batches(backbone, pixels, _BATCH), heads, seed)
         self._compile(network, n_steps=self.epochs * -(-len(pixels) // self.batch_size))
         checkpoint = None
         if self.checkpoint is not None:
@@ -276,7 +277,7 @@ class FineTunedCNN(KerasClassifier):
 
     def _outputs(self, X) -> dict[str, np.ndarray]:
         check_is_fitted(self)
-        return in_batches(self._keras_model(), _check_pixels(X), batch_size=64)
+        return in_batches(self._keras_model(), _check_pixels(X), _BATCH)
 
     def _check_parameters(self) -> None:
         check_training_parameters(self)
