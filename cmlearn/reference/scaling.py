@@ -85,7 +85,7 @@ def embed(
     run = subprocess.run(
         [sys.executable, "-c", EMBED, data, out, encoder, engine, str(cores)],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         env=os.environ | single,
         preexec_fn=lambda: os.sched_setaffinity(0, some),
