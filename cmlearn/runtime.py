@@ -417,7 +417,11 @@ def code_hash(paths: Iterable[str | os.PathLike] | None = None) -> str:
 
 
 def save_run(
-    path: str | os.PathLike, results: dict, *, sources: Iterable[str] | None = None
+    path: str | os.PathLike,
+    results: dict,
+    *,
+    sources: Iterable[str] | None = None,
+    seconds: float | None = None,
 ) -> None:
     """Store the results of a run, and where they come from, as JSON.
 
@@ -430,6 +434,8 @@ def save_run(
     sources : iterable of str, optional
         The source files that the results depend on, relative to the folder that holds
         the `cmlearn` package. Default: every module of `cmlearn`.
+    seconds : float, optional
+        What the run took, when not all of it was done by this process.
 
     Raises
     ------
@@ -439,10 +445,10 @@ def save_run(
         When a result is of a kind that JSON cannot hold.
     """
     sources = None if sources is None else sorted(sources)
-    run = {
-        "results": results,
-        "provenance": provenance() | {"sources": sources, "code_hash": code_hash(sources)},
-    }
+    origin = provenance() | {"sources": sources, "code_hash": code_hash(sources)}
+    if seconds is not None:
+        origin["seconds"] = round(seconds, 1)
+    run = {"results": results, "provenance": origin}
     text = json.dumps(run, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
     with replace_when_whole(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")

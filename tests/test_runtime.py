@@ -247,6 +247,11 @@ def test_a_stored_run_turns_stale_when_its_code_changes(tmp_path):
     assert runtime.load_run(path)["stale"] is True
 
 
+def test_a_run_of_many_processes_says_what_they_took_together(tmp_path):
+    runtime.save_run(tmp_path / "run.json", {}, sources=[], seconds=1234.56)
+    assert runtime.load_run(tmp_path / "run.json")["provenance"]["seconds"] == 1234.6
+
+
 def test_save_run_writes_nothing_when_a_result_is_nan(tmp_path):
     with pytest.raises(ValueError):
         runtime.save_run(tmp_path / "run.json", {"f1": float("nan")})

@@ -105,7 +105,8 @@ def run(path: Path) -> None:
             variant: measure(data, variant, pixels, size)
             for variant, pixels in size.variants.items()
         }
-    save_run(path, results, sources=SOURCES)
+    trained = sum(sum(found["seconds"]) for found in results["networks"].values())
+    save_run(path, results, sources=SOURCES, seconds=trained)
 
 
 def parts(size: Size) -> Iterator[tuple[str, int]]:
