@@ -34,6 +34,11 @@ def test_the_memory_of_the_driver_does_not_grow(stored):
     assert peaks[100_000] < 1.15 * peaks[1000]
 
 
+def test_two_workers_lose_on_a_short_job_and_their_pace_cannot_be_told(stored):
+    assert all(row["ratio"] < 1 for row in stored["engines"])
+    assert any(row["pace_ratio"] < 0 for row in stored["engines"])
+
+
 def test_ratios_follow_from_the_times(stored):
     for row in stored["engines"]:
         assert row["ratio"] == pytest.approx(row["local"] / row["ray"])
