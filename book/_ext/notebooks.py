@@ -584,13 +584,39 @@ def _code(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 SETUP = """\
-# Only on Colab: fetch the project and install cmlearn from it. Elsewhere this cell does nothing.
+# On Colab this cell fetches the project, installs cmlearn beside what is there, and says what this
+# chapter will find. Run it again after a restart. Anywhere else it does nothing.
 import sys
 
 if "google.colab" in sys.modules:
-    !test -d /content/{folder} || git clone -q --depth 1 -b {branch} {url} /content/{folder}
-    %pip install -q "/content/{folder}[emoji,weights]"
-    %cd -q /content/{folder}/{here}"""
+    import os, shutil, subprocess
+
+    project, home = "{url}", "/content/{folder}"
+    for version in {versions}:  # the release's tag, and where there is none the branch
+        if not os.path.isdir(home):
+            shutil.rmtree(home + ".part", ignore_errors=True)
+            command = f"git clone --quiet --depth 1 --branch {{version}} {{project}} {{home}}.part"
+            clone = subprocess.run(command.split(), capture_output=True, text=True)
+            if clone.returncode == 0:
+                os.rename(home + ".part", home)
+    if not os.path.isdir(home):
+        raise RuntimeError(f"{{project}} cannot be fetched; run this cell again. {{clone.stderr}}")
+    sys.path.insert(0, home)
+    from cmlearn import preflight
+
+    preflight.prepare("{page}")"""
+
+
+def setup_source(page: str) -> str:
+    """Return the source of the set-up cell of a page, given by its path in the repository.
+
+    What is installed is the release whose version the package has; before that release is
+    tagged, and for a version that ends in ``dev``, the branch of ``_config.yml``.
+    """
+    here = repository()
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "cmlearn/__init__.py").read_text())[1]
+    versions = [here.branch] if "dev" in version else [f"v{version}", here.branch]
+    return SETUP.format(url=here.url, folder=here.folder, versions=json.dumps(versions), page=page)
 
 
 def _opening(body: list, page: Page) -> list[nbformat.NotebookNode]:
@@ -613,10 +639,8 @@ def _opening(body: list, page: Page) -> list[nbformat.NotebookNode]:
             "",
             "A name in ‹these brackets› stands for a number: the cell that computes it prints it.",
         ]
-    setup = SETUP.format(
-        url=here.url, branch=here.branch, folder=here.folder, here=posixpath.dirname(page.path)
-    )
-    return [_markdown("\n".join(lines)), nbformat.v4.new_code_cell(setup)]
+    setup = nbformat.v4.new_code_cell(setup_source(page.path))
+    return [_markdown("\n".join(lines)), setup]
 
 
 def _number(cells: list[nbformat.NotebookNode], name: str) -> None:
