@@ -60,5 +60,7 @@ def test_gain_compares_the_best_of_each_kind_with_the_same_classifier():
 
 def test_unknown_run_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["reference", "nothing"])
-    assert main() == 2
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
     assert "emoji" in capsys.readouterr().err
