@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .PHONY: help book test lint format lab notebooks fetch bench test-browser privacy-check \
-    federated-check test-newest pins clean
+    federated-check colab-check test-newest pins clean
 
 help:
 	@echo "make book          run every page and build the HTML into _build/html"
@@ -19,6 +19,7 @@ help:
 	@echo "make fetch         data and weights, ahead of time"
 	@echo "make privacy-check    an environment with another accountant of privacy, and the tests that ask it"
 	@echo "make federated-check  the same with Flower"
+	@echo "make colab-check      every notebook with Colab's versions; CMLEARN_DATA/colab holds its list"
 	@echo "make test-newest   the tests with the newest version of everything"
 	@echo "make pins          requirements.txt anew from requirements.in"
 	@echo "make clean         remove what was built, keep .venv"
@@ -59,6 +60,12 @@ bench: $(READY)
 
 test-browser: $(READY)
 	tests/browser/run $(PY)
+
+# Colab's own list of packages; what has no version for this Python is named in left-out.txt.
+colab-check: $(READY)
+	@sh tests/make_venv.sh .venv-colab
+	.venv-colab/bin/python tests/colab/environment.py "$(CMLEARN_DATA)/colab/pip-freeze.gpu.txt"
+	.venv-colab/bin/python tests/colab/check.py
 
 test-newest:
 	@sh tests/make_venv.sh .venv-newest
