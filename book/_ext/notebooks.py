@@ -24,6 +24,7 @@ import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cmlearn/__init__.py").read_text())[1]
 COLAB = "https://colab.research.google.com/github"
 ADMONITIONS = set(
     "admonition attention caution danger error hint important margin note seealso tip "
@@ -614,8 +615,7 @@ def setup_source(page: str) -> str:
     tagged, and for a version that ends in ``dev``, the branch of ``_config.yml``.
     """
     here = repository()
-    version = re.search(r'__version__ = "(.+)"', (ROOT / "cmlearn/__init__.py").read_text())[1]
-    versions = [here.branch] if "dev" in version else [f"v{version}", here.branch]
+    versions = [here.branch] if "dev" in VERSION else [f"v{VERSION}", here.branch]
     return SETUP.format(url=here.url, folder=here.folder, versions=json.dumps(versions), page=page)
 
 
