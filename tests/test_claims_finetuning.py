@@ -101,6 +101,28 @@ def test_parts_are_trained_once_and_summed_up(tmp_path, monkeypatch):
         finetuning.train_part(tmp_path, "lite0", method, seed, data, size)
 
 
+def test_each_network_is_measured_on_photographs_of_its_own_size(tmp_path, monkeypatch):
+    size = finetuning.Size({"lite0": 32, "lite2": 48}, 1, 4, 0.0, methods=(LABELS,), seeds=(0,))
+    measured, stored = {}, {}
+
+    def measure(data, variant, pixels, size):
+        measured[variant] = pixels, data.pixels["train"].shape[1]
+        return "measured"
+
+    monkeypatch.setattr(finetuning, "GPU", size)
+    monkeypatch.setattr(finetuning, "device", lambda: "GPU of a test")
+    monkeypatch.setattr(finetuning, "read_data", lambda pixels: small_data(size=pixels))
+    monkeypatch.setattr(finetuning, "train_part", lambda *arguments: None)
+    monkeypatch.setattr(finetuning, "summary", lambda *arguments: {"networks": {}})
+    monkeypatch.setattr(finetuning, "measure", measure)
+    monkeypatch.setattr(
+        finetuning, "save_run", lambda path, results, **rest: stored.update(results)
+    )
+    finetuning.run(tmp_path / "run.json")
+    assert measured == {"lite0": (32, 32), "lite2": (48, 48)}
+    assert stored["gpu"] == {"lite0": "measured", "lite2": "measured"}
+
+
 def test_operations_are_counted_through_the_whole_network():
     network = finetuning.training_network("lite0", 224, 10, 0.0)
     # The published count is 407 million multiplications with additions.

@@ -95,16 +95,16 @@ def run(path: Path) -> None:
     """Train what is not trained yet, and store the scores."""
     size = GPU if device().startswith("GPU") else CPU
     folder = WORK / ("gpu" if size is GPU else "cpu")
+    on_gpu = {}
     for variant, pixels in size.variants.items():
         data = read_data(pixels)
         for method, seed in parts(size):
             train_part(folder, variant, method, seed, data, size)
+        if size is GPU:
+            on_gpu[variant] = measure(data, variant, pixels, size)
     results = summary(folder, data, size)
-    if size is GPU:
-        results["gpu"] = {
-            variant: measure(data, variant, pixels, size)
-            for variant, pixels in size.variants.items()
-        }
+    if on_gpu:
+        results["gpu"] = on_gpu
     trained = sum(sum(found["seconds"]) for found in results["networks"].values())
     save_run(path, results, sources=SOURCES, seconds=trained)
 
