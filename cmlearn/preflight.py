@@ -204,7 +204,7 @@ def report(page: str) -> str:
     rows = [
         ("cmlearn", f"{__version__} in {ROOT}"),
         ("profile", _profile(runtime.profile())),
-        ("device", runtime.device() + _gpu_memory()),
+        ("device", ", ".join(filter(None, [runtime.device(), runtime.nvidia_smi("memory.total")]))),
         ("memory", f"{free / _GB:.1f} GB free of {whole / _GB:.1f} GB" if whole else "unknown"),
         ("disk", f"{disk / _GB:.0f} GB free for {runtime.cache_dir()}"),
         ("expected", expected(text) or "the page does not say"),
@@ -231,15 +231,6 @@ def _memory() -> tuple[int, int]:
         return 0, 0
     sizes = {name: int(rest.split()[0]) * 1024 for name, rest in (r.split(":") for r in rows)}
     return sizes["MemAvailable"], sizes["MemTotal"]
-
-
-def _gpu_memory() -> str:
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader"]
-    try:
-        reply = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return f", {reply.stdout.splitlines()[0].strip()}" if reply.stdout.strip() else ""
 
 
 def _to_fetch(text: str) -> list[str]:

@@ -151,12 +151,29 @@ def _backend_sees_gpu() -> bool:
 
 @functools.cache
 def _gpu_name() -> str:
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return nvidia_smi("name") or "of unknown make"
+
+
+def nvidia_smi(field: str) -> str:
+    """Ask NVIDIA's own tool about the first GPU.
+
+    Parameters
+    ----------
+    field : str
+        What ``nvidia-smi --query-gpu`` knows by that name, such as ``"name"`` or
+        ``"memory.total"``.
+
+    Returns
+    -------
+    str
+        The answer with its unit; empty where there is no such tool or no GPU.
+    """
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         reply = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "of unknown make"
-    return reply.stdout.splitlines()[0].strip()
+        return ""
+    return reply.stdout.partition("\n")[0].strip()
 
 
 def set_seed(seed: int) -> None:
@@ -345,7 +362,6 @@ def provenance() -> dict:
         ``peak_memory_mib``, ``commit`` (None outside a git checkout), ``code_hash``; where Keras
         is loaded, its ``precision``, and on a GPU ``peak_gpu_memory_mib``.
     """
-    on_gpu = peak_gpu_memory()
     facts = {
         "profile": profile(),
         "device": device(),
@@ -356,10 +372,10 @@ def provenance() -> dict:
         "commit": _commit(),
         "code_hash": code_hash(),
     }
-    if precision() is not None:
-        facts["precision"] = precision()
-    if on_gpu is not None:
-        facts["peak_gpu_memory_mib"] = round(on_gpu / 2**20)
+    if (policy := precision()) is not None:
+        facts["precision"] = policy
+    if (peak := peak_gpu_memory()) is not None:
+        facts["peak_gpu_memory_mib"] = round(peak / 2**20)
     return facts
 
 

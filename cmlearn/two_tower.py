@@ -583,6 +583,3 @@ def _pixels(column, size: int, first_row: int = 0) -> tuple[np.ndarray, np.ndarr
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(read, np.flatnonzero(present).tolist()))
     return pixels, present
-
-
-# --- Checkpoints ---------------------------------------------------------------------------------

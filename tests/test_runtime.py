@@ -178,6 +178,19 @@ def test_peak_memory_keeps_what_was_held_and_freed():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("echo '80 GiB'; echo '40 GiB'", "80 GiB"), ("exit 9", ""), ("true", "")],
+    ids=["two GPUs", "no GPU", "no answer"],
+)
+def test_nvidia_smi_is_asked_about_the_first_gpu(monkeypatch, tmp_path, answer, expected):
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{answer}\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert runtime.nvidia_smi("memory.total") == expected
+    assert "--query-gpu=memory.total" in (tmp_path / "asked").read_text()
+
+
 GPU_BACKENDS = {
     "tensorflow": "tensorflow.config.experimental.get_memory_info = lambda name: {'peak': 5}\n",
     "jax": "jax.local_devices = lambda: [SimpleNamespace(memory_stats=lambda: stats)]\n",
