@@ -4,8 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
+from keras_checks import other_backends, run_under
 from scipy.special import log_softmax, logsumexp
 from sklearn.base import clone
+from small_networks import first_blocks_only
 
 from cmlearn import finetuning
 from cmlearn._checkpoints import CheckpointError
@@ -47,6 +49,13 @@ def teachers():
 
 
 SMALL = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-4, "random_state": 0}
+
+
+@pytest.fixture
+def first_blocks(monkeypatch):
+    monkeypatch.setattr(finetuning, "_HEAD_EPOCHS", 3)
+    with first_blocks_only():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +115,9 @@ def test_the_network_moves_but_not_its_statistics(taught):
             assert not same, layer.name
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(images, tmp_path, monkeypatch):
+def test_an_interrupted_training_ends_with_the_same_weights(
+    images, tmp_path, monkeypatch, first_blocks
+):
     straight = FineTunedCNN(**SMALL).fit(*images)
     from cmlearn._checkpoints import Checkpoint
 
@@ -146,7 +157,7 @@ def test_images_are_distorted_in_training_only(images):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
-def test_smoothed_cross_entropy(rng, smoothing):
+def test_smoothed_cross_entropy_is_equal_to_the_formula(rng, smoothing):
     scores, labels = rng.normal(size=(5, 4)).astype(np.float32), np.array([0, 3, 1, 1, 2])
     target = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
     expected = -(target * log_softmax(scores, axis=1)).sum(axis=1)
@@ -154,7 +165,7 @@ def test_smoothed_cross_entropy(rng, smoothing):
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5)
 
 
-def test_scores_of_families_are_the_logarithms_of_their_summed_probabilities(rng):
+def test_scores_of_families_are_equal_to_the_logarithms_of_their_summed_probabilities(rng):
     from cmlearn._finetuning_layers import FamilyScores
 
     scores = rng.normal(size=(5, 4)).astype(np.float32)
@@ -193,6 +204,39 @@ def test_the_cloned_network_computes_what_the_pretrained_one_does(images):
     expected = EfficientNetLite(image_size=SIZE)(pixels)
     found = finetuning._trainable_backbone("lite0", SIZE, 0.3)(pixels, training=False)
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=1e-3)
+
+
+def test_the_loss_of_a_step_is_equal_to_the_formula(images, teachers, first_blocks):
+    pixels, labels = images[0][::3], images[1][::3]
+    classifier = FineTunedCNN(
+        families=FAMILIES, family_weight=0.3, teachers=teachers, teacher_weight=0.7,
+        label_smoothing=0.2, temperature=0.5, augmentation=0.0, dropout=0.0,
+    )  # fmt: skip
+    codes = classifier._encode_labels(labels)
+    network, backbone = classifier._build(SIZE)
+    classifier._compile(network, n_steps=10)
+    features = np.asarray(backbone(pixels, training=False))
+    heads = network.get_layer("heads")
+    weight, bias = heads.get_layer("scores").get_weights()
+    log_p = log_softmax(features @ weight + bias, axis=1)
+    smoothed = 0.8 * np.eye(4)[codes] + 0.2 / 4
+    same_family = np.equal.outer(np.array(FAMILIES)[codes], FAMILIES)
+    placed = features @ heads.get_layer("place").get_weights()[0]
+    cosines = (placed / np.linalg.norm(placed, axis=1, keepdims=True)) @ (
+        teachers / np.linalg.norm(teachers, axis=1, keepdims=True)
+    ).T
+    expected = (
+        -(smoothed * log_p).sum(axis=1)
+        - 0.3 * logsumexp(np.where(same_family, log_p, -np.inf), axis=1)
+        - 0.7 * log_softmax(cosines / 0.5, axis=1)[np.arange(len(codes)), codes]
+    )
+    found = network.train_on_batch(pixels, classifier._targets(codes), return_dict=True)
+    assert found["loss"] == pytest.approx(expected.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", other_backends())
+def test_losses_and_a_step_hold_under_another_backend(backend):
+    run_under(backend, __file__)
 
 
 # Helpers
