@@ -33,7 +33,7 @@ SOURCES = [
 
 SAMPLE, SIZES = 1_000, (10_000, 100_000)
 REPEATS = 3
-SPEEDUP_PICTURES = 3_000
+SPEEDUP_PICTURES = 60_000
 SIDE = 24  # pixels
 CNN_SIDE = 96  # pixels that the network sees
 
