@@ -875,6 +875,19 @@ class MissingEmbedding(keras.layers.Layer):
         return ops.where(present, x, ops.cast(self.vector, x.dtype))
 
 
+class _AtLeast(keras.constraints.Constraint):
+    """Keep a weight from falling below a bound. Keras takes a plain function only since 3.14."""
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def __call__(self, weight):
+        return ops.maximum(weight, self.bound)
+
+    def get_config(self):
+        return {"bound": float(self.bound)}
+
+
 @keras.saving.register_keras_serializable(package="cmlearn")
 class ScaledSimilarity(keras.layers.Layer):
     r"""Cosine similarity of every image with every text, over a learned temperature.
@@ -938,7 +951,7 @@ class ScaledSimilarity(keras.layers.Layer):
             shape=(),
             initializer=keras.initializers.Constant(np.log(self.temperature)),
             # Held on the weight and not in the call, where it would stop its gradient for good.
-            constraint=lambda log_temperature: ops.maximum(log_temperature, np.log(0.01)),
+            constraint=_AtLeast(np.log(0.01)),
             name="log_temperature",
         )
         if self.bias is not None:
