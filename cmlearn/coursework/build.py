@@ -1,0 +1,242 @@
+"""Build the assignments from their sources: ``python -m cmlearn.coursework.build``.
+
+A source is a MyST page under ``book/assignments`` in the form that otter-grader's ``assign``
+reads. Of each it makes, under ``_build/assignments/<name>``: ``student/``, which is all that
+students get; ``instructor/`` with the solution, every test and the autograder's zip file; and
+``cache/``, the features that grading would otherwise compute for each submission.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import jupytext
+import nbformat
+
+from cmlearn.coursework._checks import PUBLIC, run_checks
+
+__all__ = ["build", "main", "public_checks"]
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "book" / "assignments"
+CONFIG = """\
+# ASSIGNMENT CONFIG
+init_cell: false
+check_all_cell: false
+export_cell: false
+solutions_pdf: false
+requirements:
+    - cmlearn[emoji,weights] @ git+{address}
+generate:
+    zips: false
+tests:
+    ok_format: false
+    url_prefix: null
+"""
+LOAD = """\
+from cmlearn.coursework import Checks
+
+grader = Checks("{name}")"""
+SAVE = "grader.save_submission()"
+_CHECK = re.compile(r'^grader\.check\("(\w+)"\)$')
+
+
+def source_paths() -> list[Path]:
+    """Return the sources, in order."""
+    return sorted(SOURCES.glob("[0-9]-*.md"))
+
+
+def build(source: Path, out: Path) -> Path:
+    """Build one assignment.
+
+    Parameters
+    ----------
+    source : path
+        The MyST page.
+    out : path
+        A folder; what is built goes to ``out/<name>`` and replaces what was there.
+
+    Returns
+    -------
+    pathlib.Path
+        That folder.
+
+    Raises
+    ------
+    RuntimeError
+        When otter-grader refuses the source, or the reference solution fails a test.
+    """
+    name = source.stem
+    target = out / name
+    shutil.rmtree(target, ignore_errors=True)
+    for folder in ("student", "instructor", "cache"):
+        (target / folder).mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as place:
+        made = _assign(source, Path(place))
+        student, solution = (
+            nbformat.read(made / who / f"{name}.ipynb", as_version=4)
+            for who in ("student", "autograder")
+        )
+        for archive in (made / "autograder").glob("*.zip"):
+            shutil.copy(archive, target / "instructor" / "autograder.zip")
+    tests = dict(sorted(solution.metadata.otter.tests.items(), key=lambda t: (len(t[0]), t[0])))
+    for notebook in (student, solution):
+        del notebook.metadata["otter"]
+        notebook.metadata["cmlearn"] = {"assignment": name}
+    nbformat.write(student, target / "student" / f"{name}.ipynb")
+    nbformat.write(solution, target / "instructor" / f"{name}-solution.ipynb")
+    _write_json(target / "instructor" / "tests.json", tests)
+    _write_json(target / "instructor" / "by_hand.json", by_hand(source))
+    return target
+
+
+def _assign(source: Path, place: Path) -> Path:
+    notebook = jupytext.read(source)
+    opening = [
+        nbformat.v4.new_raw_cell(CONFIG.format(address=_book().repository().url)),
+        notebook.cells[0],  # the title and what it says
+        nbformat.v4.new_code_cell(setup_source(source)),
+        nbformat.v4.new_code_cell(LOAD.format(name=source.stem)),
+    ]
+    closing = nbformat.v4.new_code_cell(SAVE)
+    notebook.cells = [*opening, *notebook.cells[1:], closing]
+    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python",
+                                        "name": "python3"}}  # fmt: skip
+    nbformat.write(notebook, place / f"{source.stem}.ipynb")
+    command = [sys.executable, "-m", "otter", "assign", f"{source.stem}.ipynb", "made"]
+    reply = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    if reply.returncode:
+        raise RuntimeError(f"otter-grader refuses {source.name}: {reply.stderr[-2000:]}")
+    return place / "made"
+
+
+def _book() -> ModuleType:
+    """Import what makes the notebooks of the book's pages, which is no part of the package."""
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    try:
+        import notebooks
+    finally:
+        sys.path.pop(0)
+    return notebooks
+
+
+def setup_source(source: Path) -> str:
+    """Return the cell that installs `cmlearn` on Colab; it is that of the book's pages."""
+    return _book().setup_source(source.relative_to(ROOT).as_posix())
+
+
+def by_hand(source: Path) -> dict[str, float]:
+    """Return the points of the questions that a person grades."""
+    blocks = re.findall(r"# BEGIN QUESTION\n(.*?)```", source.read_text("utf-8"), re.DOTALL)
+    configs = [dict(re.findall(r"^(\w+): *(.+)$", block, re.MULTILINE)) for block in blocks]
+    return {c["name"]: float(c["points"]) for c in configs if c.get("manual") == "true"}
+
+
+def questions_of(notebook: nbformat.NotebookNode) -> list[tuple[str | None, list[str]]]:
+    """Split the code cells at the checks: what leads to each question, and what is left."""
+    parts: list[tuple[str | None, list[str]]] = []
+    cells: list[str] = []
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        if found := _CHECK.match(cell.source.strip()):
+            parts.append((found[1], cells))
+            cells = []
+        else:
+            cells.append(cell.source)
+    return [*parts, (None, cells)]
+
+
+def run_reference(target: Path) -> None:
+    """Execute the solution, fill the cache by it, and run every test.
+
+    Parameters
+    ----------
+    target : path
+        What `build` returned.
+
+    Raises
+    ------
+    RuntimeError
+        When the solution itself fails a test.
+    """
+    notebook = nbformat.read(next(target.glob("instructor/*-solution.ipynb")), as_version=4)
+    tests = json.loads((target / "instructor" / "tests.json").read_text("utf-8"))
+    before = os.environ.get("CMLEARN_CACHE")
+    os.environ["CMLEARN_CACHE"] = str(target / "cache")
+    namespace: dict = {"__name__": "__main__"}
+    try:
+        for question, cells in questions_of(notebook):
+            for source in cells:
+                if not source.startswith("grader."):
+                    exec(compile(source, f"<cell of {question}>", "exec"), namespace)
+            if question and (failed := run_checks(tests[question], namespace).messages):
+                raise RuntimeError(f"The solution of {target.name} fails {question}: {failed}")
+    finally:
+        if before is None:
+            del os.environ["CMLEARN_CACHE"]
+        else:
+            os.environ["CMLEARN_CACHE"] = before
+
+
+def public_checks(target: Path) -> dict[str, str]:
+    """Return the test files of an assignment without what is hidden.
+
+    Parameters
+    ----------
+    target : path
+        What `build` returned.
+
+    Returns
+    -------
+    dict of str to str
+        The public test file of each question.
+    """
+    tests = json.loads((target / "instructor" / "tests.json").read_text("utf-8"))
+    shown = {}
+    for question, source in tests.items():
+        head, *cases = re.split(r"(?m)^(?=@test_case\()", source)
+        shown[question] = head + "".join(c for c in cases if "hidden=True" not in c.split("\n")[0])
+    return shown
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build all assignments, or those named."""
+    parser = argparse.ArgumentParser(prog="python -m cmlearn.coursework.build", description=__doc__)
+    parser.add_argument("sources", nargs="*", type=Path, help="by default all")
+    parser.add_argument("--out", type=Path, default=ROOT / "_build" / "assignments")
+    parser.add_argument("--check", action="store_true",
+                        help="fail when the public checks in the package are not those of the "
+                             "sources")  # fmt: skip
+    chosen = parser.parse_args(arguments)
+    out_of_step = []
+    for source in chosen.sources or source_paths():
+        target = build(source.resolve(), chosen.out)
+        shipped, content = PUBLIC / f"{source.stem}.json", public_checks(target)
+        if chosen.check:
+            if not shipped.is_file() or json.loads(shipped.read_text("utf-8")) != content:
+                out_of_step.append(shipped.name)
+            continue
+        _write_json(shipped, content)
+        run_reference(target)
+        print(f"{source.stem}: {len(content)} questions; {target}")
+    if out_of_step:
+        print(f"Not in step with their sources: {', '.join(out_of_step)}; run `make assignments`.")
+    return int(bool(out_of_step))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

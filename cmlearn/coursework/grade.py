@@ -1,0 +1,499 @@
+"""Grade a folder of notebooks: ``python -m cmlearn.coursework.grade SUBMISSIONS``.
+
+Each submission is executed anew in a `cmlearn.coursework.sandbox` and asked for its answers by
+the instructor's tests, which stay outside. What a submission says about its own score is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import re
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from cmlearn.coursework._checks import CheckResult, assignment_named_in, load_cases, run_checks
+from cmlearn.coursework.sandbox import Limits, Sandbox, SandboxError, Stopped, isolation
+
+__all__ = ["Grade", "Submission", "find_submissions", "grade", "grade_folder", "main"]
+
+LARGEST = 32 * 2**20  # bytes of a notebook
+_CHECK = re.compile(r"""^\s*grader\.check\(\s*["'](\w+)["']\s*\)\s*;?\s*$""")
+_SKIPPED = re.compile(r"^\s*grader\.(check_all|save_submission)\(")
+
+
+@dataclass
+class Submission:
+    """A notebook that was handed in, or why there is none.
+
+    Parameters
+    ----------
+    name : str
+        Its path below the folder of submissions, without the ending.
+    cells : list of str
+        The sources of its code cells.
+    assignment : str or None
+        Which one it belongs to, where it says so.
+    problem : str or None
+        Why it cannot be graded.
+    """
+
+    name: str
+    cells: list[str] = field(default_factory=list)
+    assignment: str | None = None
+    problem: str | None = None
+
+
+@dataclass
+class Grade:
+    """What one submission reached.
+
+    Parameters
+    ----------
+    submission : str
+        Its name.
+    assignment : str
+        Of which assignment, or "".
+    status : str
+        ``"graded"``, or what happened.
+    results : dict of str to CheckResult
+        By question.
+    errors : list of tuple of (str, str)
+        Cells that raised: their first line, and the end of the traceback.
+    notes : list of str
+        What whoever grades should know.
+    seconds : float
+        On the clock.
+    """
+
+    submission: str
+    assignment: str
+    status: str
+    results: dict[str, CheckResult] = field(default_factory=dict)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def score(self) -> float:
+        """Points of all questions that are graded by tests."""
+        return sum(result.score for result in self.results.values())
+
+    @property
+    def possible(self) -> float:
+        """Points that tests can give."""
+        return sum(result.possible for result in self.results.values())
+
+
+# What was handed in
+
+
+def find_submissions(folder: Path) -> Iterator[Submission]:
+    """Yield what lies in a folder and the folders below it, in the order of the names.
+
+    Parameters
+    ----------
+    folder : path
+        Notebooks, and zip files that hold one notebook each.
+
+    Yields
+    ------
+    Submission
+        One a file; other files, and what begins with a dot, are left alone.
+    """
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() not in (".ipynb", ".zip") or any(p.startswith(".") for p in parts):
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if path.is_symlink() or not path.is_file():
+            yield Submission(name, problem="is a link or no plain file, and was not followed")
+            continue
+        try:
+            yield _read(name, path)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            yield Submission(name, problem=f"cannot be read: {error}")
+
+
+def _read(name: str, path: Path) -> Submission:
+    content = _notebook_in(path) if path.suffix.lower() == ".zip" else _limited(path.read_bytes)(
+        path.stat().st_size)  # fmt: skip
+    try:
+        notebook = nbformat.reads(content.decode("utf-8"), as_version=4)
+        cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    except Exception as error:  # nbformat raises many kinds; all mean the same here
+        raise ValueError(f"it is not a notebook ({type(error).__name__}: {error})") from None
+    named = notebook.metadata.get("cmlearn", {})
+    said = named.get("assignment") if isinstance(named, dict) else None
+    loaded = next(filter(None, map(assignment_named_in, cells)), None)
+    return Submission(name, cells, said if isinstance(said, str) else loaded)
+
+
+def _limited(read):
+    def checked(size: int) -> bytes:
+        if size > LARGEST:
+            raise ValueError(f"it has {size / 2**20:.0f} MiB; {LARGEST / 2**20:.0f} are allowed")
+        return read()
+
+    return checked
+
+
+def _notebook_in(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        held = [
+            info
+            for info in archive.infolist()
+            if info.filename.lower().endswith(".ipynb")
+            and not Path(info.filename).name.startswith(".")
+        ]
+        if len(held) != 1:
+            raise ValueError(f"the zip file holds {len(held)} notebooks, and one is wanted")
+        if held[0].flag_bits & 1:
+            raise ValueError("the zip file wants a password")
+        return _limited(lambda: archive.read(held[0]))(held[0].file_size)
+
+
+# Grading one
+
+
+def grade(
+    submission: Submission,
+    tests: dict[str, str],
+    *,
+    limits: Limits | None = None,
+    cache: Path | None = None,
+    isolated: bool = True,
+) -> Grade:
+    """Execute a submission and run the tests on what it computed.
+
+    A question is tested where the notebook has its last ``grader.check``, with the values of that
+    moment; where that cell is gone, at the end.
+
+    Parameters
+    ----------
+    submission : Submission
+        A readable one.
+    tests : dict of str to str
+        The instructor's test file of each question.
+    limits : Limits, optional
+        What the submission may use.
+    cache : path, optional
+        A feature cache that it gets a copy of.
+    isolated : bool, default=True
+        False runs it with the rights of whoever grades.
+
+    Returns
+    -------
+    Grade
+        Points for every question, zero where the submission did not get that far.
+
+    Raises
+    ------
+    SandboxError
+        When it is to be isolated and cannot be.
+    """
+    started = time.monotonic()
+    made = Grade(submission.name, submission.assignment or "", "graded")
+    for question, source in tests.items():
+        possible = sum(case.points for case in load_cases(source)[1])
+        made.results[question] = CheckResult(question, 0.0, possible, ["It was not reached."])
+    steps, gone = _steps(submission.cells, list(tests))
+    if gone:
+        made.notes.append(f"no check cell for {', '.join(gone)}: tested at the end")
+    with Sandbox(limits or Limits(), cache=cache, isolated=isolated) as sandbox:
+        try:
+            for source, question in steps:
+                if question is None:
+                    _run_cell(sandbox, source, made)
+                else:
+                    made.results[question] = _test(sandbox, question, tests[question])
+        except Stopped as stopped:
+            made.status = f"stopped: {stopped}"
+    made.seconds = time.monotonic() - started
+    return made
+
+
+def _steps(cells: list[str], questions: list[str]) -> tuple[list[tuple[str, str | None]], list]:
+    """Return the cells to run and the questions to test, in order, and those without a cell."""
+    checks = {i: match[1] for i, cell in enumerate(cells) if (match := _CHECK.match(cell))}
+    last = {question: i for i, question in checks.items() if question in questions}
+    steps: list[tuple[str, str | None]] = []
+    for i, cell in enumerate(cells):
+        if i not in checks and not _SKIPPED.match(cell):
+            steps.append((cell, None))
+        elif i in checks and last.get(checks[i]) == i:
+            steps.append(("", checks[i]))
+    gone = [question for question in questions if question not in last]
+    return steps + [("", question) for question in gone], gone
+
+
+def _run_cell(sandbox: Sandbox, source: str, made: Grade) -> None:
+    try:
+        sandbox.ask("run", source)
+    except Stopped:
+        raise
+    except Exception as error:
+        first = source.strip().splitlines()[0] if source.strip() else ""
+        trace = "\n".join(getattr(error, "__notes__", [])).strip().splitlines()[-12:]
+        made.errors.append((first, "\n".join(trace)))
+
+
+def _test(sandbox: Sandbox, question: str, source: str) -> CheckResult:
+    result = run_checks(source, sandbox)
+    if sandbox.reason is not None:  # it was killed during a test: what the test says is no answer
+        raise Stopped(sandbox.reason)
+    return result
+
+
+# Grading all
+
+
+def grade_folder(
+    folder: Path,
+    out: Path,
+    built: Path,
+    *,
+    limits: Limits | None = None,
+    jobs: int = 2,
+    isolated: bool = True,
+    assignment: str | None = None,
+) -> list[Grade]:
+    """Grade all that lies in a folder; write ``grades.csv``, a page of feedback each, and more.
+
+    Parameters
+    ----------
+    folder : path
+        The submissions.
+    out : path
+        Where ``grades.csv``, ``leaderboard.csv``, ``gradescope/`` and ``feedback/`` go.
+    built : path
+        What `cmlearn.coursework.build` made.
+    limits : Limits, optional
+        For each submission.
+    jobs : int, default=2
+        Submissions at a time.
+    isolated : bool, default=True
+        As for `grade`.
+    assignment : str, optional
+        For submissions that do not say which one they belong to.
+
+    Returns
+    -------
+    list of Grade
+        In the order of the names.
+
+    Raises
+    ------
+    SandboxError, FileNotFoundError
+        When nothing can be graded.
+    """
+    if isolated and (reason := isolation()):
+        raise SandboxError(reason)
+    tests = _all_tests(built)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder.")
+
+    def one(submission: Submission) -> Grade:
+        submission.assignment = submission.assignment or assignment
+        if submission.problem is None and submission.assignment not in tests:
+            known = ", ".join(tests)
+            submission.problem = (
+                f"says that it belongs to assignment {submission.assignment!r}; there are {known}"
+                if submission.assignment
+                else f"does not say which assignment it belongs to; there are {known}"
+            )
+        if submission.problem is not None:
+            return Grade(submission.name, submission.assignment or "", submission.problem)
+        cache = built / submission.assignment / "cache"
+        return grade(submission, tests[submission.assignment], limits=limits, isolated=isolated,
+                     cache=cache if cache.is_dir() else None)  # fmt: skip
+
+    grades = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for made in pool.map(one, find_submissions(folder)):
+            grades.append(made)
+            print(f"{made.submission}: {made.score:g}/{made.possible:g} {made.status}", flush=True)
+    _write_all(grades, out, built)
+    return grades
+
+
+def _all_tests(built: Path) -> dict[str, dict[str, str]]:
+    tests = {
+        path.parent.parent.name: json.loads(path.read_text("utf-8"))
+        for path in sorted(built.glob("*/instructor/tests.json"))
+    }
+    if not tests:
+        raise FileNotFoundError(f"{built} holds no assignment: run `make assignments` first.")
+    return tests
+
+
+def _write_all(grades: list[Grade], out: Path, built: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "grades.csv").write_text(_grades_csv(grades, built), "utf-8-sig")
+    (out / "leaderboard.csv").write_text(_leaderboard_csv(grades), "utf-8-sig")
+    for made in grades:
+        for kind, ending, content in (
+            ("feedback", "html", feedback_page(made)),
+            ("gradescope", "json", json.dumps(_gradescope(made), indent=1)),
+        ):
+            path = out / kind / f"{made.submission}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, "utf-8")
+
+
+def _grades_csv(grades: list[Grade], built: Path) -> str:
+    """Return a row a submission; columns of questions that a person grades are left empty."""
+    by_hand = {
+        path.parent.parent.name: json.loads(path.read_text("utf-8"))
+        for path in built.glob("*/instructor/by_hand.json")
+    }
+    names = {q for made in grades for q in [*made.results, *by_hand.get(made.assignment, {})]}
+    questions = sorted(names, key=_number)
+    rows = [["submission", "assignment", "status", "score", "possible", "by_hand", *questions]]
+    for made in grades:
+        points = {q: f"{r.score:g}" for q, r in made.results.items()}
+        waiting = sum(by_hand.get(made.assignment, {}).values())
+        rows.append([made.submission, made.assignment, made.status, f"{made.score:g}",
+                     f"{made.possible:g}", f"{waiting:g}",
+                     *(points.get(q, "") for q in questions)])  # fmt: skip
+    return _csv(rows)
+
+
+def _number(question: str) -> tuple[int, str]:
+    return len(question), question  # q2 before q10
+
+
+def _leaderboard_csv(grades: list[Grade]) -> str:
+    rows = [
+        [made.assignment, name, f"{value:.4f}", made.submission]
+        for made in grades
+        for result in made.results.values()
+        for name, value in result.measures.items()
+    ]
+    rows.sort(key=lambda row: (row[0], row[1], -float(row[2])))
+    return _csv([["assignment", "measure", "value", "submission"], *rows])
+
+
+def _csv(rows: list[list[str]]) -> str:
+    """Return the rows; a text that a spreadsheet would take for a formula begins with a quote."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([["'" + c if c[:1] in "=+-@" and c else c for c in row] for row in rows])
+    return file.getvalue()
+
+
+def _gradescope(made: Grade) -> dict[str, Any]:
+    """Return the results in the form that Gradescope reads."""
+    return {
+        "score": made.score,
+        "output": made.status,
+        "execution_time": round(made.seconds, 1),
+        "tests": [
+            {
+                "name": question,
+                "score": result.score,
+                "max_score": result.possible,
+                "output": "\n".join(result.messages) or "all tests passed",
+            }
+            for question, result in made.results.items()
+        ],
+    }
+
+
+PAGE = """\
+<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ made.submission }}</title>
+<style>
+  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto;
+         padding: 0 1rem; color-scheme: light dark }
+  table { border-collapse: collapse; width: 100% }
+  td, th { border-bottom: 1px solid #8888; padding: .4rem; text-align: left; vertical-align: top }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere }
+  li { white-space: pre-wrap; overflow-wrap: anywhere }
+</style>
+<h1>{{ made.submission }}</h1>
+<p>Assignment {{ made.assignment or "unknown" }}: <b>{{ "%g"|format(made.score) }}</b> of
+{{ "%g"|format(made.possible) }} points for what tests can grade.</p>
+{% if made.status != "graded" %}<p><b>{{ made.status }}</b></p>{% endif %}
+{% for note in made.notes %}<p>{{ note }}</p>{% endfor %}
+<table><tr><th>Question</th><th>Points</th><th>What the tests found</th></tr>
+{% for question, result in made.results.items() %}<tr><td>{{ question }}</td>
+<td>{{ "%g"|format(result.score) }} of {{ "%g"|format(result.possible) }}</td>
+<td>{% if result.messages %}<ul>{% for m in result.messages %}<li>{{ m }}</li>{% endfor %}</ul>
+{% else %}all tests passed{% endif %}</td></tr>
+{% endfor %}</table>
+{% if made.errors %}<h2>Cells that raised an error</h2>
+{% for first, trace in made.errors %}<p><code>{{ first }}</code></p><pre>{{ trace }}</pre>
+{% endfor %}{% endif %}
+</html>
+"""
+
+
+def feedback_page(made: Grade) -> str:
+    """Return one student's page of feedback, as HTML.
+
+    Parameters
+    ----------
+    made : Grade
+        Of one submission.
+
+    Returns
+    -------
+    str
+        A whole page that needs no other file.
+    """
+    from jinja2 import Environment
+
+    return Environment(autoescape=True).from_string(PAGE).render(made=made)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Grade from the command line; return 0 when every submission was graded, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m cmlearn.coursework.grade", description=__doc__)
+    parser.add_argument("submissions", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("_build/grades"))
+    parser.add_argument("--built", type=Path, default=Path("_build/assignments"))
+    parser.add_argument("--assignment", help="for notebooks that do not say which one they are")
+    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--seconds", type=float, default=Limits.seconds, help="a submission")
+    parser.add_argument("--memory", type=float, default=Limits.memory, help="MiB a submission")
+    parser.add_argument(
+        "--not-isolated",
+        action="store_true",
+        help="run the submissions' code with your own rights, where bubblewrap is missing",
+    )
+    chosen = parser.parse_args(arguments)
+    limits = Limits(seconds=chosen.seconds, memory=chosen.memory)
+    try:
+        grades = grade_folder(
+            chosen.submissions, chosen.out, chosen.built, limits=limits, jobs=chosen.jobs,
+            isolated=not chosen.not_isolated, assignment=chosen.assignment,
+        )  # fmt: skip
+    except SandboxError as error:
+        print(
+            f"Submissions are not run without isolation: {error}. --not-isolated runs them with "
+            "your own rights; do that only with code that you trust.",
+            file=sys.stderr,
+        )
+        return 2
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{len(grades)} submissions; {chosen.out / 'grades.csv'}")
+    return int(any(made.status != "graded" for made in grades))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

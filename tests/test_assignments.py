@@ -1,0 +1,155 @@
+"""Each assignment's checks: the reference passes, stubs and mistakes fail, other solutions pass.
+
+The other solutions and the planted mistakes lie in ``tests/coursework``, a file an assignment,
+under lines such as ``# %% q3 mistake: softmax over the wrong axis``.
+"""
+
+import functools
+import json
+import os
+import re
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from cmlearn.coursework import Checks
+from cmlearn.coursework._checks import load_cases, run_checks
+
+pytest.importorskip("otter")
+from cmlearn.coursework import build
+
+SOURCES = build.source_paths()
+NAMES = [source.stem for source in SOURCES]
+HEAD = re.compile(r"^# %% (q\d+) (mistake|right): (.+)$", re.MULTILINE)
+
+
+def variants(name):
+    parts = HEAD.split((ROOT / "tests" / "coursework" / f"{name}.py").read_text("utf-8"))[1:]
+    return [tuple(parts[i : i + 4]) for i in range(0, len(parts), 4)]
+
+
+ALL = [pytest.param(name, *variant, id=f"{name}-{variant[0]}-{variant[1]}-{variant[2]}")
+       for name in NAMES for variant in variants(name)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("assignments")
+    return functools.cache(lambda name: build.build(build.SOURCES / f"{name}.md", out))
+
+
+@pytest.fixture(scope="module")
+def tests_of(built):
+    return lambda name: json.loads((built(name) / "instructor" / "tests.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def states(built):
+    """Run the solution once; return the namespace as it is after each question."""
+
+    @functools.cache
+    def of(name):
+        path = built(name) / "instructor" / f"{name}-solution.ipynb"
+        namespace, after = {"__name__": "__main__"}, {}
+        for question, cells in build.questions_of(nbformat.read(path, as_version=4)):
+            for source in cells:
+                if not source.startswith("grader."):
+                    exec(compile(source, f"<cell of {question}>", "exec"), namespace)
+            after[question] = dict(namespace)
+        return after
+
+    return of
+
+
+def try_instead(source, namespace, tests):
+    namespace = dict(namespace)
+    try:
+        exec(compile(source, "<cell>", "exec"), namespace)
+    except Exception as error:
+        namespace["_failed"] = error
+    return run_checks(tests, namespace)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_solution_gets_every_point(name, states, tests_of):
+    for question, source in tests_of(name).items():
+        result = run_checks(source, states(name)[question])
+        assert not result.messages and result.score == result.possible > 0, question
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_students_stub_fails_every_question(name, built, states, tests_of):
+    path = built(name) / "student" / f"{name}.ipynb"
+    for question, cells in build.questions_of(nbformat.read(path, as_version=4)):
+        if question is not None:
+            result = try_instead(cells[-1], states(name)[question], tests_of(name)[question])
+            assert result.score == 0 and all(result.messages), f"{question}: {result}"
+
+
+@pytest.mark.parametrize(("name", "question", "kind", "what", "source"), ALL)
+def test_mistakes_fail_and_other_solutions_pass(
+    name, question, kind, what, source, states, tests_of
+):
+    result = try_instead(source, states(name)[question], tests_of(name)[question])
+    if kind == "right":
+        assert not result.messages, result
+    else:
+        assert result.score < result.possible
+        assert not any(re.match(r"NameError|SyntaxError", m) for m in result.messages), result
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_question_has_two_mistakes_and_two_other_solutions(name, tests_of):
+    kinds = [(question, kind) for question, kind, _, _ in variants(name)]
+    for question in tests_of(name):
+        assert kinds.count((question, "mistake")) >= 2, question
+        assert kinds.count((question, "right")) >= 2, question
+    assert {question for question, _ in kinds} == set(tests_of(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_students_get_holds_no_solution_and_no_hidden_test(name, built, tests_of):
+    student = built(name) / "student"
+    assert [path.name for path in student.rglob("*")] == [f"{name}.ipynb"]
+    text = (student / f"{name}.ipynb").read_text("utf-8")
+    assert "SOLUTION" not in text and "hidden" not in text.replace("hidden test set", "")
+    shipped = json.dumps(json.loads((build.PUBLIC / f"{name}.json").read_text("utf-8")))
+    for source in tests_of(name).values():
+        for case in load_cases(source)[1]:
+            assert (case.function.__name__ in shipped) != case.hidden
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_package_ships_the_public_checks_of_the_source(name, built):
+    shipped = json.loads((build.PUBLIC / f"{name}.json").read_text("utf-8"))
+    assert shipped == build.public_checks(built(name)), "run `make assignments`"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_points_and_minutes_are_those_of_the_headings(source, built, tests_of):
+    text = source.read_text("utf-8")
+    by_tests = {q: sum(c.points for c in load_cases(t)[1])
+                for q, t in tests_of(source.stem).items()}  # fmt: skip
+    points = by_tests | build.by_hand(source)
+    blocks = re.findall(
+        r"name: (q\d+)\n.*?\n## (Question \d+|Bonus).*?\((\d+) points?, (\d+) minutes\)",
+        text, re.DOTALL)  # fmt: skip
+    assert {q: float(p) for q, _, p, _ in blocks} == points
+    plain = sum(float(p) for _, kind, p, _ in blocks if kind != "Bonus")
+    assert f" {plain:g} points" in text.split("```{raw-cell}")[0]
+    assert 8 <= sum(kind != "Bonus" for _, kind, _, _ in blocks) <= 12
+    assert any(kind == "Bonus" for _, kind, _, _ in blocks)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_checks_run_from_the_package_alone(name, states):
+    grader = Checks(name)
+    last = states(name)[None]
+    assert all(grader.check_all(last).values())
+    assert not any(grader.check_all({}).values())
+
+
+def test_building_leaves_the_environment_as_it_was(built):
+    assert built(NAMES[0]).is_dir()
+    assert "assignments" not in os.environ.get("CMLEARN_CACHE", "")
