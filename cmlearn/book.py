@@ -6,6 +6,9 @@ Nothing here is needed to use the package on your own data.
 from __future__ import annotations
 
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,6 +50,30 @@ def glue(name: str, value: Any, format_spec: str = "") -> None:
     import myst_nb
 
     myst_nb.glue(name, shown, display=False)
+
+
+@contextmanager
+def claim() -> Iterator[None]:
+    """Hold what a page says against the run; where the book is not being built, only tell.
+
+    The text was written for a run with the versions that the book is built with. With others a
+    number can come out differently: then a reader should learn that, and read on.
+
+    Examples
+    --------
+    >>> with claim():
+    ...     assert 1 + 1 == 3
+    In this run the text nearby is not quite true: it was written for one in which this holds:
+        assert 1 + 1 == 3
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get(BUILDING):
+            raise
+        line = traceback.extract_tb(error.__traceback__)[1].line
+        print("In this run the text nearby is not quite true: "
+              f"it was written for one in which this holds:\n    {line}")  # fmt: skip
 
 
 def use_style() -> None:

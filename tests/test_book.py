@@ -50,6 +50,31 @@ def test_glue_hands_the_shown_text_to_the_book(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_claim_is_held_in_the_build_and_told_elsewhere(monkeypatch, capsys):
+    numbers = {"a": 1}
+    monkeypatch.delenv(book.BUILDING, raising=False)
+    with book.claim():
+        assert numbers["a"] == 2
+    with book.claim():
+        assert numbers["gone"] == 2
+    told = capsys.readouterr().out
+    assert 'assert numbers["a"] == 2' in told and 'assert numbers["gone"] == 2' in told
+    monkeypatch.setenv(book.BUILDING, "1")
+    with pytest.raises(AssertionError), book.claim():
+        assert numbers["a"] == 2
+
+
+def test_asserts_of_hidden_cells_are_claims():
+    source = "if x:\n    assert (a ==\n        b)\nprint(1)\nassert c, d"
+    assert notebooks.only_told(source) == (
+        "from cmlearn.book import claim\n\nif x:\n    with claim():\n        assert (a ==\n"
+        "            b)\nprint(1)\nwith claim():\n    assert c, d"
+    )
+    assert notebooks.only_told("print(1)") == "print(1)"
+    with pytest.raises(notebooks.PageError, match="line of its own"):
+        notebooks.only_told("x = 1; assert x")
+
+
 def test_page_footer_names_the_run():
     table = book.page_footer()
     assert list(table.columns) == ["this run"]

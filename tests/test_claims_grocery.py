@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import normalize
 
 from cmlearn.reference import RUNS, grocery
 from cmlearn.runtime import load_run
@@ -74,8 +75,8 @@ def test_prototypes_are_nearest_centroids_on_the_sphere(rng):
     X, y = rng.normal(size=(60, 5)), rng.integers(0, 4, 60)
     found = grocery.Prototypes().fit(X, y)
     centroids = np.array([X[y == one].mean(axis=0) for one in range(4)])
-    nearest = NearestCentroid().fit(grocery.unit(centroids), np.arange(4))
-    np.testing.assert_array_equal(found.predict(X), nearest.predict(grocery.unit(X)))
+    nearest = NearestCentroid().fit(normalize(centroids), np.arange(4))
+    np.testing.assert_array_equal(found.predict(X), nearest.predict(normalize(X)))
 
 
 def test_an_icon_counts_as_so_many_photographs(rng):
@@ -104,7 +105,7 @@ def test_views_are_standardised_on_the_training_rows_and_weigh_alike(rng):
 
 def test_zero_shot_finds_held_out_classes_when_codes_and_pictures_agree(rng):
     """Eighty-one classes on a line of codes that the pictures show through a linear map."""
-    codes = grocery.unit(rng.normal(size=(81, 6)))
+    codes = normalize(rng.normal(size=(81, 6)))
     target = np.repeat(np.arange(81), 12)
     pictures = codes[target] @ rng.normal(size=(6, 20)) + 0.01 * rng.normal(size=(972, 20))
     split = np.tile(["train"] * 6 + ["test"] * 6, 81)

@@ -9,6 +9,7 @@ left raw, nothing is dropped.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import posixpath
@@ -580,8 +581,28 @@ HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 def _code(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     new = nbformat.v4.new_code_cell(cell.source)
     if HIDDEN & set(cell.metadata.get("tags", [])):
+        new.source = only_told(cell.source)
         new.metadata = {"cellView": "form", "jupyter": {"source_hidden": True}}
     return new
+
+
+def only_told(source: str) -> str:
+    """Put each ``assert`` of a cell into ``with claim():``, which elsewhere tells and goes on.
+
+    What a hidden cell asserts holds with the versions that the book is built with.
+    """
+    lines = source.split("\n")
+    asserts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+    for node in sorted(asserts, key=lambda node: -node.lineno):
+        first, last = node.lineno - 1, node.end_lineno
+        if lines[first][: node.col_offset].strip():
+            raise PageError(f"an assert needs a line of its own: {lines[first]}")
+        indent = " " * node.col_offset
+        held = [f"    {line}" if line else line for line in lines[first:last]]
+        lines[first:last] = [f"{indent}with claim():", *held]
+    if asserts:
+        lines.insert(0, "from cmlearn.book import claim\n")
+    return "\n".join(lines)
 
 
 SETUP = """\
