@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .PHONY: help book test lint format lab notebooks fetch bench test-browser privacy-check \
-    federated-check colab-check test-newest pins clean
+    federated-check colab-check assignments grade course-check test-newest pins clean
 
 help:
 	@echo "make book          run every page and build the HTML into _build/html"
@@ -20,6 +20,9 @@ help:
 	@echo "make privacy-check    an environment with another accountant of privacy, and the tests that ask it"
 	@echo "make federated-check  the same with Flower"
 	@echo "make colab-check      every notebook with Colab's versions; CMLEARN_DATA/colab holds its list"
+	@echo "make assignments   students' notebooks, solutions and autograders into _build/assignments"
+	@echo "make grade         SUBMISSIONS=folder: grades and feedback into _build/grades"
+	@echo "make course-check  a course of thirty made-up submissions, graded"
 	@echo "make test-newest   the tests with the newest version of everything"
 	@echo "make pins          requirements.txt anew from requirements.in"
 	@echo "make clean         remove what was built, keep .venv"
@@ -66,6 +69,16 @@ colab-check: $(READY)
 	@sh tests/make_venv.sh .venv-colab
 	.venv-colab/bin/python tests/colab/environment.py "$(CMLEARN_DATA)/colab/pip-freeze.gpu.txt"
 	.venv-colab/bin/python tests/colab/check.py
+
+assignments: $(READY)
+	$(PY) -m cmlearn.coursework.build
+
+grade: $(READY)
+	@test -n "$(SUBMISSIONS)" || { echo "make grade SUBMISSIONS=folder"; exit 2; }
+	$(PY) -m cmlearn.coursework.grade "$(SUBMISSIONS)"
+
+course-check: assignments
+	$(PY) tests/coursework/course.py
 
 test-newest:
 	@sh tests/make_venv.sh .venv-newest

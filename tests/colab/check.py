@@ -99,6 +99,12 @@ def fingerprint(notebook: Path) -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
+def verdict(one: dict) -> str:
+    if one["error"] is None:
+        return f"passed ({one['told']})"
+    return "FAILED: " + one["error"].splitlines()[-1]
+
+
 def table(results: dict) -> str:
     rows = [f"{'page':38} {'seconds':>7} {'peak MiB':>8}  result (sentences not true there)"]
     for name, one in results.items():

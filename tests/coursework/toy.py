@@ -3,7 +3,7 @@
 import nbformat
 
 TESTS = {
-    "q1": '''
+    "q1": """
 from otter.test_files import test_case
 OK_FORMAT = False
 name = "q1"
@@ -17,8 +17,8 @@ def test_two(double):
 def test_array(double):
     import numpy as np
     assert np.array_equal(double(np.arange(3)), [0, 2, 4]), "SECRET: arrays are doubled as well."
-''',
-    "q2": '''
+""",
+    "q2": """
 from otter.test_files import test_case
 OK_FORMAT = False
 name = "q2"
@@ -28,9 +28,14 @@ points = 3
 def test_total(total):
     assert total == 6, "The total of 1, 2 and 3 is 6."
     return 0.25
-''',
+""",
 }
-LOAD = 'class Checks:\n    def __init__(self, name): pass\n    def check(self, q): return 1\ngrader = Checks("toy")'
+LOAD = """
+class Checks:
+    def __init__(self, name): pass
+    def check(self, question): return 1
+grader = Checks("toy")
+"""
 DOUBLE = "def double(x):\n    return 2 * x"
 TOTAL = "total = sum([1, 2, 3])"
 
