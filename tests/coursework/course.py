@@ -16,6 +16,8 @@ from pathlib import Path
 
 import nbformat
 
+from cmlearn.coursework._checks import load_cases
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "_build" / "assignments"
 PLACE = ROOT / "_build" / "course"
@@ -23,8 +25,6 @@ HEAD = re.compile(r"^# %% (q\d+) (mistake|right): (.+)$", re.MULTILINE)
 LIMIT = 600  # seconds for all
 HANG = 60  # seconds that one submission may take
 
-sys.path.insert(0, str(ROOT))
-from cmlearn.coursework._checks import load_cases
 
 HOSTILE = {
     "fork": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
