@@ -4,6 +4,7 @@ The other solutions and the planted mistakes lie in ``tests/coursework``, a file
 under lines such as ``# %% q3 mistake: softmax over the wrong axis``.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -11,26 +12,18 @@ import re
 
 import nbformat
 import pytest
-from conftest import ROOT
+from coursework.variants import read_variants
 
 from cmlearn.coursework import Checks
-from cmlearn.coursework._checks import load_cases, run_checks
+from cmlearn.coursework._checks import load_cases, read_tests, run_checks
 
 pytest.importorskip("otter")
 from cmlearn.coursework import build
 
 SOURCES = build.source_paths()
 NAMES = [source.stem for source in SOURCES]
-HEAD = re.compile(r"^# %% (q\d+) (mistake|right): (.+)$", re.MULTILINE)
-
-
-def variants(name):
-    parts = HEAD.split((ROOT / "tests" / "coursework" / f"{name}.py").read_text("utf-8"))[1:]
-    return [tuple(parts[i : i + 4]) for i in range(0, len(parts), 4)]
-
-
-ALL = [pytest.param(name, *variant, id=f"{name}-{variant[0]}-{variant[1]}-{variant[2]}")
-       for name in NAMES for variant in variants(name)]  # fmt: skip
+ALL = [pytest.param(name, *one, id=f"{name}-{one.question}-{one.kind}-{one.what}")
+       for name in NAMES for one in read_variants(name)]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +34,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tests_of(built):
-    return lambda name: json.loads((built(name) / "instructor" / "tests.json").read_text("utf-8"))
+    return lambda name: read_tests(built(name))
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +43,15 @@ def states(built):
 
     @functools.cache
     def of(name):
-        path = built(name) / "instructor" / f"{name}-solution.ipynb"
-        namespace, after = {"__name__": "__main__"}, {}
-        for question, cells in build.questions_of(nbformat.read(path, as_version=4)):
-            for source in cells:
-                if not source.startswith("grader."):
-                    exec(compile(source, f"<cell of {question}>", "exec"), namespace)
-            after[question] = dict(namespace)
-        return after
+        return {question: dict(after) for question, after in build.run_solution(built(name))}
 
     return of
 
 
 def try_instead(source, namespace, tests):
     namespace = dict(namespace)
-    try:
+    with contextlib.suppress(Exception):
         exec(compile(source, "<cell>", "exec"), namespace)
-    except Exception as error:
-        namespace["_failed"] = error
     return run_checks(tests, namespace)
 
 
@@ -101,7 +85,7 @@ def test_mistakes_fail_and_other_solutions_pass(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_question_has_two_mistakes_and_two_other_solutions(name, tests_of):
-    kinds = [(question, kind) for question, kind, _, _ in variants(name)]
+    kinds = [(one.question, one.kind) for one in read_variants(name)]
     for question in tests_of(name):
         assert kinds.count((question, "mistake")) >= 2, question
         assert kinds.count((question, "right")) >= 2, question
@@ -150,6 +134,16 @@ def test_public_checks_run_from_the_package_alone(name, states):
     assert not any(grader.check_all({}).values())
 
 
-def test_building_leaves_the_environment_as_it_was(built):
-    assert built(NAMES[0]).is_dir()
-    assert "assignments" not in os.environ.get("CMLEARN_CACHE", "")
+def test_the_solution_fills_its_own_cache_and_leaves_the_environment_as_it_was(built):
+    before = dict(os.environ)
+    build.run_reference(built("1-pairs"))
+    assert dict(os.environ) == before
+    assert any((built("1-pairs") / "cache").iterdir())
+
+
+def test_a_solution_that_fails_a_test_is_named(built, monkeypatch):
+    wrong = {question: source.replace("== 0.5", "== 0.7")
+             for question, source in read_tests(built("1-pairs")).items()}  # fmt: skip
+    monkeypatch.setattr(build, "read_tests", lambda target: wrong)
+    with pytest.raises(RuntimeError, match="solution of 1-pairs fails q2"):
+        build.run_reference(built("1-pairs"))

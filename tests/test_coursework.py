@@ -17,9 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tests" / "coursework"))
-from toy import TESTS, notebook
+from coursework.toy import TESTS, notebook
 
 from cmlearn.coursework import Checks, _messages
 from cmlearn.coursework._checks import run_checks

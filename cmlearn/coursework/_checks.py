@@ -18,6 +18,8 @@ from typing import Any
 import nbformat
 
 PUBLIC = Path(__file__).parent / "checks"
+_CHECK = re.compile(r"""^\s*grader\.check\(\s*["'](\w+)["']\s*\)\s*;?\s*$""")
+_REPORT = re.compile(r"^\s*grader\.(check_all|save_submission)\(")
 _PATIENCE = 60  # seconds in which Colab hands over the notebook
 
 
@@ -228,6 +230,22 @@ def assignment_named_in(source: str) -> str | None:
     return found and found[1]
 
 
+def checked_question(source: str) -> str | None:
+    """Return the question that a cell does nothing but check."""
+    found = _CHECK.match(source)
+    return found and found[1]
+
+
+def only_reports(source: str) -> bool:
+    """Say whether a cell answers nothing: it runs all checks, or saves the submission."""
+    return bool(_REPORT.match(source))
+
+
+def by_number(question: str) -> tuple[int, str]:
+    """Return what to sort questions by: q2 comes before q10."""
+    return len(question), question
+
+
 def _from_colab(colab) -> dict:
     from google.colab import _message
 
@@ -238,6 +256,11 @@ def _from_colab(colab) -> dict:
             "submit that file."
         )
     return reply["ipynb"]
+
+
+def read_tests(target: Path) -> dict[str, str]:
+    """Return the instructor's test file of each question of a built assignment."""
+    return json.loads((target / "instructor" / "tests.json").read_text("utf-8"))
 
 
 def load_cases(source: str) -> tuple[str, list[test_case]]:

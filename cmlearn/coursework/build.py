@@ -9,6 +9,7 @@ students get; ``instructor/`` with the solution, every test and the autograder's
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -17,13 +18,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jupytext
 import nbformat
 
-from cmlearn.coursework._checks import PUBLIC, run_checks
+from cmlearn.coursework._checks import (
+    PUBLIC,
+    by_number,
+    checked_question,
+    only_reports,
+    read_tests,
+    run_checks,
+)
 
 __all__ = ["build", "main", "public_checks"]
 
@@ -49,7 +59,6 @@ from cmlearn.coursework import Checks
 
 grader = Checks("{name}")"""
 SAVE = "grader.save_submission()"
-_CHECK = re.compile(r'^grader\.check\("(\w+)"\)$')
 
 
 def source_paths() -> list[Path]:
@@ -75,7 +84,7 @@ def build(source: Path, out: Path) -> Path:
     Raises
     ------
     RuntimeError
-        When otter-grader refuses the source, or the reference solution fails a test.
+        When otter-grader refuses the source.
     """
     name = source.stem
     target = out / name
@@ -90,7 +99,8 @@ def build(source: Path, out: Path) -> Path:
         )
         for archive in (made / "autograder").glob("*.zip"):
             shutil.copy(archive, target / "instructor" / "autograder.zip")
-    tests = dict(sorted(solution.metadata.otter.tests.items(), key=lambda t: (len(t[0]), t[0])))
+    found = solution.metadata.otter.tests
+    tests = {question: found[question] for question in sorted(found, key=by_number)}
     for notebook in (student, solution):
         del notebook.metadata["otter"]
         notebook.metadata["cmlearn"] = {"assignment": name}
@@ -98,8 +108,8 @@ def build(source: Path, out: Path) -> Path:
             cell.id = hashlib.sha256(f"{name} {number} {cell.source}".encode()).hexdigest()[:12]
     nbformat.write(student, target / "student" / f"{name}.ipynb")
     nbformat.write(solution, target / "instructor" / f"{name}-solution.ipynb")
-    _write_json(target / "instructor" / "tests.json", tests)
-    _write_json(target / "instructor" / "by_hand.json", by_hand(source))
+    for file, content in (("tests.json", tests), ("by_hand.json", by_hand(source))):
+        (target / "instructor" / file).write_text(_as_json(content), "utf-8")
     return target
 
 
@@ -153,12 +163,47 @@ def questions_of(notebook: nbformat.NotebookNode) -> list[tuple[str | None, list
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
-        if found := _CHECK.match(cell.source.strip()):
-            parts.append((found[1], cells))
+        if question := checked_question(cell.source):
+            parts.append((question, cells))
             cells = []
         else:
             cells.append(cell.source)
     return [*parts, (None, cells)]
+
+
+def read_solution(target: Path) -> nbformat.NotebookNode:
+    """Return the reference solution of a built assignment."""
+    path = target / "instructor" / f"{target.name}-solution.ipynb"
+    return nbformat.read(path, as_version=4)
+
+
+def run_solution(
+    target: Path, instead: dict[str, str] | None = None
+) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Execute the solution; yield each question with the namespace that its tests would see.
+
+    Parameters
+    ----------
+    target : path
+        What `build` returned.
+    instead : dict of str to str, optional
+        What is executed in place of a question's answer. What it raises is left to the tests.
+
+    Yields
+    ------
+    tuple of (str or None, dict)
+        The same namespace each time. The last question is None: what follows the last check.
+    """
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for question, cells in questions_of(read_solution(target)):
+        answer = (instead or {}).get(question)
+        for source in cells if answer is None else cells[:-1]:
+            if not only_reports(source):
+                exec(compile(source, f"<cell of {question}>", "exec"), namespace)
+        if answer is not None:
+            with contextlib.suppress(Exception):
+                exec(compile(answer, f"<cell of {question}>", "exec"), namespace)
+        yield question, namespace
 
 
 def run_reference(target: Path) -> None:
@@ -174,16 +219,11 @@ def run_reference(target: Path) -> None:
     RuntimeError
         When the solution itself fails a test.
     """
-    notebook = nbformat.read(next(target.glob("instructor/*-solution.ipynb")), as_version=4)
-    tests = json.loads((target / "instructor" / "tests.json").read_text("utf-8"))
+    tests = read_tests(target)
     before = os.environ.get("CMLEARN_CACHE")
     os.environ["CMLEARN_CACHE"] = str(target / "cache")
-    namespace: dict = {"__name__": "__main__"}
     try:
-        for question, cells in questions_of(notebook):
-            for source in cells:
-                if not source.startswith("grader."):
-                    exec(compile(source, f"<cell of {question}>", "exec"), namespace)
+        for question, namespace in run_solution(target):
             if question and (failed := run_checks(tests[question], namespace).messages):
                 raise RuntimeError(f"The solution of {target.name} fails {question}: {failed}")
     finally:
@@ -206,16 +246,15 @@ def public_checks(target: Path) -> dict[str, str]:
     dict of str to str
         The public test file of each question.
     """
-    tests = json.loads((target / "instructor" / "tests.json").read_text("utf-8"))
     shown = {}
-    for question, source in tests.items():
+    for question, source in read_tests(target).items():
         head, *cases = re.split(r"(?m)^(?=@test_case\()", source)
         shown[question] = head + "".join(c for c in cases if "hidden=True" not in c.split("\n")[0])
     return shown
 
 
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+def _as_json(content: dict) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def published(target: Path) -> dict[Path, str]:
@@ -232,8 +271,8 @@ def published(target: Path) -> dict[Path, str]:
         The public checks in the package, and the students' notebook, which the book offers.
     """
     name = target.name
-    checks = json.dumps(public_checks(target), indent=1, ensure_ascii=False) + "\n"
     student = (target / "student" / f"{name}.ipynb").read_text("utf-8")
+    checks = _as_json(public_checks(target))
     return {PUBLIC / f"{name}.json": checks, SOURCES / "student" / f"{name}.ipynb": student}
 
 

@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import os
-import re
 import sys
 import time
 import zipfile
@@ -23,14 +22,21 @@ from typing import Any
 
 import nbformat
 
-from cmlearn.coursework._checks import CheckResult, assignment_named_in, load_cases, run_checks
+from cmlearn.coursework._checks import (
+    CheckResult,
+    assignment_named_in,
+    by_number,
+    checked_question,
+    load_cases,
+    only_reports,
+    read_tests,
+    run_checks,
+)
 from cmlearn.coursework.sandbox import Limits, Sandbox, SandboxError, Stopped, isolation
 
 __all__ = ["Grade", "Submission", "find_submissions", "grade", "grade_folder", "main"]
 
 LARGEST = 32 * 2**20  # bytes of a notebook
-_CHECK = re.compile(r"""^\s*grader\.check\(\s*["'](\w+)["']\s*\)\s*;?\s*$""")
-_SKIPPED = re.compile(r"^\s*grader\.(check_all|save_submission)\(")
 
 
 @dataclass
@@ -127,8 +133,7 @@ def find_submissions(folder: Path) -> Iterator[Submission]:
 
 
 def _read(name: str, path: Path) -> Submission:
-    content = _notebook_in(path) if path.suffix.lower() == ".zip" else _limited(path.read_bytes)(
-        path.stat().st_size)  # fmt: skip
+    content = _unzipped(path) if path.suffix.lower() == ".zip" else _plain(path)
     try:
         notebook = nbformat.reads(content.decode("utf-8"), as_version=4)
         cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -140,16 +145,17 @@ def _read(name: str, path: Path) -> Submission:
     return Submission(name, cells, said if isinstance(said, str) else loaded)
 
 
-def _limited(read):
-    def checked(size: int) -> bytes:
-        if size > LARGEST:
-            raise ValueError(f"it has {size / 2**20:.0f} MiB; {LARGEST / 2**20:.0f} are allowed")
-        return read()
-
-    return checked
+def _refuse_large(size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(f"it has {size / 2**20:.0f} MiB; {LARGEST / 2**20:.0f} are allowed")
 
 
-def _notebook_in(path: Path) -> bytes:
+def _plain(path: Path) -> bytes:
+    _refuse_large(path.stat().st_size)
+    return path.read_bytes()
+
+
+def _unzipped(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
         held = [
             info
@@ -161,7 +167,8 @@ def _notebook_in(path: Path) -> bytes:
             raise ValueError(f"the zip file holds {len(held)} notebooks, and one is wanted")
         if held[0].flag_bits & 1:
             raise ValueError("the zip file wants a password")
-        return _limited(lambda: archive.read(held[0]))(held[0].file_size)
+        _refuse_large(held[0].file_size)
+        return archive.read(held[0])
 
 
 # Grading one
@@ -226,11 +233,11 @@ def grade(
 
 def _steps(cells: list[str], questions: list[str]) -> tuple[list[tuple[str, str | None]], list]:
     """Return the cells to run and the questions to test, in order, and those without a cell."""
-    checks = {i: match[1] for i, cell in enumerate(cells) if (match := _CHECK.match(cell))}
+    checks = {i: asked for i, cell in enumerate(cells) if (asked := checked_question(cell))}
     last = {question: i for i, question in checks.items() if question in questions}
     steps: list[tuple[str, str | None]] = []
     for i, cell in enumerate(cells):
-        if i not in checks and not _SKIPPED.match(cell):
+        if i not in checks and not only_reports(cell):
             steps.append((cell, None))
         elif i in checks and last.get(checks[i]) == i:
             steps.append(("", checks[i]))
@@ -330,7 +337,7 @@ def grade_folder(
 
 def _all_tests(built: Path) -> dict[str, dict[str, str]]:
     tests = {
-        path.parent.parent.name: json.loads(path.read_text("utf-8"))
+        path.parent.parent.name: read_tests(path.parent.parent)
         for path in sorted(built.glob("*/instructor/tests.json"))
     }
     if not tests:
@@ -359,7 +366,7 @@ def _grades_csv(grades: list[Grade], built: Path) -> str:
         for path in built.glob("*/instructor/by_hand.json")
     }
     names = {q for made in grades for q in [*made.results, *by_hand.get(made.assignment, {})]}
-    questions = sorted(names, key=_number)
+    questions = sorted(names, key=by_number)
     rows = [["submission", "assignment", "status", "score", "possible", "by_hand", *questions]]
     for made in grades:
         points = {q: f"{r.score:g}" for q, r in made.results.items()}
@@ -368,10 +375,6 @@ def _grades_csv(grades: list[Grade], built: Path) -> str:
                      f"{made.possible:g}", f"{waiting:g}",
                      *(points.get(q, "") for q in questions)])  # fmt: skip
     return _csv(rows)
-
-
-def _number(question: str) -> tuple[int, str]:
-    return len(question), question  # q2 before q10
 
 
 def _leaderboard_csv(grades: list[Grade]) -> str:

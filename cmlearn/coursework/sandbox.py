@@ -149,9 +149,8 @@ class Sandbox:
         self.reason: str | None = None
         self.printed = bytearray()
         self._folder = tempfile.TemporaryDirectory(prefix="cmlearn-submission-")
-        requests, self._to = os.pipe()
-        self._from, replies = os.pipe()
-        # The worker is started first and told afterwards, so it cannot wait in vain.
+        requests, to_worker = os.pipe()
+        from_worker, replies = os.pipe()
         worker = [sys.executable, "-m", "cmlearn.coursework._worker", str(requests), str(replies)]
         command = [*self._wrapped(cache), *worker] if isolated else worker
         self._process = subprocess.Popen(
@@ -167,8 +166,8 @@ class Sandbox:
         )
         os.close(requests)
         os.close(replies)
-        self._requests = os.fdopen(self._to, "wb")
-        self._replies = os.fdopen(self._from, "rb")
+        self._requests = os.fdopen(to_worker, "wb")
+        self._replies = os.fdopen(from_worker, "rb")
         self._ends = time.monotonic() + limits.seconds
         for work in (self._watch, self._read_output):
             threading.Thread(target=work, daemon=True).start()

@@ -4,10 +4,8 @@ Fails when a score is not the one that was planted, or when it takes longer than
 Needs what ``make assignments`` builds.
 """
 
-import contextlib
 import csv
 import json
-import re
 import subprocess
 import sys
 import time
@@ -15,16 +13,16 @@ import zipfile
 from pathlib import Path
 
 import nbformat
+from variants import read_variants
 
-from cmlearn.coursework._checks import load_cases
+from cmlearn.coursework._checks import checked_question, load_cases, read_tests, run_checks
+from cmlearn.coursework.build import read_solution, run_solution
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "_build" / "assignments"
 PLACE = ROOT / "_build" / "course"
-HEAD = re.compile(r"^# %% (q\d+) (mistake|right): (.+)$", re.MULTILINE)
 LIMIT = 600  # seconds for all
 HANG = 60  # seconds that one submission may take
-
 
 HOSTILE = {
     "fork": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
@@ -40,11 +38,14 @@ HARMLESS = {
     "files": "open('/tmp/results.json', 'w').write('{\"score\": 100}')",
     "reads": "import os\nfor place, folders, files in os.walk('/'):\n"
     "    folders[:] = [f for f in folders if os.path.join(place, f) not in ('/proc', '/sys')]\n"
-    "    assert not {'tests.json', 'by_hand.json', '1-pairs.md'} & set(files), place",
-    "sockets": "import socket\ntry:\n    socket.create_connection(('127.0.0.1', 22), 2)\n"
-    "    raise SystemError('a way out')\nexcept OSError:\n    pass",
+    "    if {'tests.json', 'by_hand.json', '1-pairs.md'} & set(files): os._exit(0)",
+    "sockets": "import os, socket\ntry:\n    socket.create_connection(('127.0.0.1', 22), 2)\n"
+    "except ConnectionRefusedError:\n    pass\n"
+    "try:\n    socket.create_connection(('192.0.2.1', 80), 2)\n"
+    "except OSError as error:\n    if 'unreachable' not in str(error): os._exit(0)",
 }
-"""Cells that try something and gain nothing: the rest of the submission is graded as ever."""
+"""Cells that try something and gain nothing: the rest of the submission is graded as ever. One
+that finds what it looks for ends itself, which its score then shows."""
 
 
 def main() -> int:
@@ -75,32 +76,24 @@ def main() -> int:
 
 def points(name: str) -> dict[str, float]:
     """Return what tests can give for each question."""
-    tests = json.loads((BUILT / name / "instructor" / "tests.json").read_text("utf-8"))
+    tests = read_tests(BUILT / name)
     return {q: sum(case.points for case in load_cases(source)[1]) for q, source in tests.items()}
-
-
-def solution(name: str) -> nbformat.NotebookNode:
-    """Return the reference solution."""
-    return nbformat.read(BUILT / name / "instructor" / f"{name}-solution.ipynb", as_version=4)
 
 
 def check_cell(notebook: nbformat.NotebookNode, question: str) -> int:
     """Return the number of the cell that checks a question."""
-    (found,) = [
-        i for i, c in enumerate(notebook.cells) if c.source == f'grader.check("{question}")'
-    ]
-    return found
+    return [checked_question(cell.source) for cell in notebook.cells].index(question)
 
 
 def honest(name: str, inbox: Path) -> dict[str, float]:
     """Write a whole solution and one of the first half, and the stub that nobody touched."""
     total = points(name)
-    nbformat.write(solution(name), inbox / f"{name}-张伟.ipynb")
+    nbformat.write(read_solution(BUILT / name), inbox / f"{name}-张伟.ipynb")
     student = nbformat.read(BUILT / name / "student" / f"{name}.ipynb", as_version=4)
     student.metadata.pop("cmlearn")
     with zipfile.ZipFile(inbox / f"{name}-stub.zip", "w") as archive:
         archive.writestr("renamed (1).ipynb", nbformat.writes(student))
-    half = solution(name)
+    half = read_solution(BUILT / name)
     questions = list(total)[: len(total) // 2]
     half.cells = half.cells[: check_cell(half, questions[-1]) + 1]
     nbformat.write(half, inbox / f"{name}-half.ipynb")
@@ -116,7 +109,7 @@ def attacks(name: str, inbox: Path) -> dict[str, float]:
     total, expected = points(name), {}
     before = sum(list(total.values())[:3])
     for kind, source in (HOSTILE | HARMLESS).items():
-        made = solution(name)
+        made = read_solution(BUILT / name)
         at = check_cell(made, list(total)[2]) + 1
         made.cells.insert(at, nbformat.v4.new_code_cell(source))
         nbformat.write(made, inbox / f"hostile-{kind}.ipynb")
@@ -127,13 +120,11 @@ def attacks(name: str, inbox: Path) -> dict[str, float]:
 
 def mistaken(name: str, inbox: Path, wanted: int) -> dict[str, float]:
     """Write solutions with one planted mistake; its points by the grader's own function."""
-    text = (ROOT / "tests" / "coursework" / f"{name}.py").read_text("utf-8")
-    parts = HEAD.split(text)[1:]
-    mistakes = [parts[i : i + 4] for i in range(0, len(parts), 4) if parts[i + 1] == "mistake"]
+    mistakes = [one for one in read_variants(name) if one.kind == "mistake"]
     chosen = mistakes[:: max(1, len(mistakes) // wanted)][:wanted]
     expected = {}
     for number, (question, _, _, source) in enumerate(chosen):
-        made = solution(name)
+        made = read_solution(BUILT / name)
         made.cells[check_cell(made, question) - 1].source = source
         nbformat.write(made, inbox / f"{name}-mistake-{number}.ipynb")
         expected[f"{name}-mistake-{number}"] = planted(name, question, source)
@@ -150,19 +141,12 @@ def planted(name: str, question: str, source: str) -> float:
 
 def score_without_sandbox(target: str, question: str, source: str) -> float:
     """Run a solution in which one question is answered differently, and all tests on it."""
-    from cmlearn.coursework import build
-    from cmlearn.coursework._checks import run_checks
-
-    tests = json.loads((Path(target) / "instructor" / "tests.json").read_text("utf-8"))
-    namespace, score = {"__name__": "__main__"}, 0.0
-    for one, cells in build.questions_of(solution(Path(target).name)):
-        for cell in [*cells[:-1], source] if one == question else cells:
-            if not cell.startswith("grader."):
-                with contextlib.suppress(Exception):
-                    exec(compile(cell, "<cell>", "exec"), namespace)
-        if one is not None:
-            score += run_checks(tests[one], namespace).score
-    return score
+    tests = read_tests(Path(target))
+    return sum(
+        run_checks(tests[asked], namespace).score
+        for asked, namespace in run_solution(Path(target), {question: source})
+        if asked is not None
+    )
 
 
 if __name__ == "__main__":
