@@ -449,6 +449,16 @@ def test_a_folder_becomes_a_table_and_pages(course, built, tmp_path):
     assert board[0] == "assignment,measure,value,submission" and len(board) == 4
 
 
+def test_two_files_of_one_name_are_two_submissions(tmp_path):
+    text = nbformat.writes(notebook())
+    (tmp_path / "ann.ipynb").write_text(text)
+    (tmp_path / "bob.ipynb").write_text(text)
+    with zipfile.ZipFile(tmp_path / "ann.zip", "w") as archive:
+        archive.writestr("ann.ipynb", text)
+    found = [submission.name for submission in find_submissions(tmp_path)]
+    assert found == ["ann.ipynb", "ann.zip", "bob"]
+
+
 def test_feedback_shows_what_a_student_wrote_as_text():
     evil = "<script>alert(1)</script>"
     made = Grade(evil, "toy", f"stopped: {evil}", {}, [(evil, evil)], [evil])

@@ -46,7 +46,7 @@ class Submission:
     Parameters
     ----------
     name : str
-        Its path below the folder of submissions, without the ending.
+        Its path below the folder of submissions, without the ending where that is clear.
     cells : list of str
         The sources of its code cells.
     assignment : str or None
@@ -118,11 +118,11 @@ def find_submissions(folder: Path) -> Iterator[Submission]:
     Submission
         One a file; other files, and what begins with a dot, are left alone.
     """
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.suffix.lower() not in (".ipynb", ".zip") or any(p.startswith(".") for p in parts):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+    paths = [path for path in sorted(folder.rglob("*")) if _is_handed_in(path, folder)]
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        if names.count(name) > 1:  # a notebook and a zip file: one page of feedback each
+            name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not path.is_file():
             yield Submission(name, problem="is a link or no plain file, and was not followed")
             continue
@@ -130,6 +130,11 @@ def find_submissions(folder: Path) -> Iterator[Submission]:
             yield _read(name, path)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             yield Submission(name, problem=f"cannot be read: {error}")
+
+
+def _is_handed_in(path: Path, folder: Path) -> bool:
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in (".ipynb", ".zip") and not is_hidden
 
 
 def _read(name: str, path: Path) -> Submission:
