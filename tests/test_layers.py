@@ -633,6 +633,14 @@ def test_similarity_with_a_vector_of_zeros_is_zero_and_has_a_gradient():
         assert all(np.isfinite(gradient).all() for gradient in found)
 
 
+def test_bound_of_the_temperature_is_of_the_kind_that_every_keras_takes():
+    layer = ScaledSimilarity()
+    layer.build([(None, 3), (None, 3)])
+    bound = layer.log_temperature.constraint
+    assert isinstance(bound, keras.constraints.Constraint)  # Keras before 3.14 takes no function
+    assert type(bound)(**bound.get_config())(np.float32(-9.0)) == np.log(0.01).astype(np.float32)
+
+
 def test_learned_temperature_stops_at_a_hundredth():
     """Cosines that are never confident enough push the temperature down without end."""
     image, text = keras.Input((2,)), keras.Input((2,))

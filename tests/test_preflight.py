@@ -137,6 +137,7 @@ def test_only_data_packages_and_known_extras_are_asked_for():
     asked = {e for path in (ROOT / "book").rglob("*.md") for e in preflight.extras(read(path))}
     assert asked | set(preflight.DATA) | set(preflight._MODULES) <= set(known)
     assert "onnx" in preflight.extras(read(ROOT / "book/05-future/efficiency.md"))
+    assert preflight.extras(read(ROOT / "book/04-code/scaling.md")) == ("ray",)
     assert preflight.extras(read(ROOT / "book/04-code/data.md")) == ()
 
 
