@@ -6,7 +6,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .PHONY: help book test lint format lab notebooks fetch bench test-browser privacy-check \
-    federated-check colab-check assignments grade course-check test-newest pins clean
+    federated-check colab-check assignments grade course-check newest test-newest \
+    newest-check pins clean
 
 help:
 	@echo "make book          run every page and build the HTML into _build/html"
@@ -24,6 +25,7 @@ help:
 	@echo "make grade         SUBMISSIONS=folder: grades and feedback into _build/grades"
 	@echo "make course-check  a course of thirty made-up submissions, graded"
 	@echo "make test-newest   the tests with the newest version of everything"
+	@echo "make newest-check  every notebook with the newest versions, twice: lost half-way, then whole"
 	@echo "make pins          requirements.txt anew from requirements.in"
 	@echo "make clean         remove what was built, keep .venv"
 
@@ -80,11 +82,18 @@ grade: $(READY)
 course-check: assignments
 	$(PY) tests/coursework/course.py
 
-test-newest:
+newest:
 	@sh tests/make_venv.sh .venv-newest
 	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade \
-	    --editable ".[emoji,weights,test]" jupytext nbformat beautifulsoup4 pybtex pyyaml
+	    --upgrade-strategy eager --editable \
+	    ".[emoji,weights,huggingface,interpretability,onnx,security,ray,test]" \
+	    beautifulsoup4 ipykernel jupytext nbclient nbformat pybtex pyyaml
+
+test-newest: newest
 	.venv-newest/bin/python -m pytest
+
+newest-check: newest
+	.venv-newest/bin/python tests/colab/check.py --restart
 
 # Both libraries want older versions of packages that the book needs (attrs, protobuf).
 privacy-check: $(READY)

@@ -1,8 +1,10 @@
-"""Run every notebook as Colab would: ``python check.py [PAGE.md …] [--again]``.
+"""Run every notebook as Colab would: ``python check.py [PAGE.md …] [--again] [--restart]``.
 
-To be run by the Python of the environment that ``environment.py`` made. The notebooks are those of
-the last commit, their set-up cells run unchanged but for the folder, and git takes the project
-from this disk. What passed is not run again until its notebook or the package changes.
+To be run by the Python of the environment that is to be checked: the one with Colab's versions, or
+the one with the newest. The notebooks are those of the last commit, their set-up cells run
+unchanged but for the folder, and git takes the project from this disk. What passed is not run
+again until its notebook or the package changes. A student's notebook runs with its gaps: cells may
+fail, but neither the set-up nor a check nor the cell that saves the submission.
 """
 
 import argparse
@@ -21,9 +23,24 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "_build" / "colab"
+OUT = ROOT / "_build" / Path(sys.prefix).name.removeprefix(".venv-")
 RESULTS = OUT / "results.json"
-STAND_IN = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+# What the set-up cell looks for, and what saves a submission: the open notebook, and a download.
+STAND_IN = """
+import json, os, sys, types
+colab = types.ModuleType("google.colab")
+colab._message = types.ModuleType("google.colab._message")
+colab._message.blocking_request = lambda *a, **k: {"ipynb": json.load(open(os.environ["OPEN"]))}
+colab.files = types.SimpleNamespace(download=lambda path: print("downloaded", path))
+sys.modules |= {"google.colab": colab, "google.colab._message": colab._message}
+"""
+# A second into the cell that it stands in, the kernel is gone, as when a runtime is lost.
+KILL = """
+import os, signal, threading, time
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+{}
+time.sleep(2)
+"""
 LAST = "from cmlearn.runtime import peak_memory\nprint(peak_memory() // 2**20)"
 LIMIT = 11_000  # MiB of main memory that a page may take
 
@@ -58,30 +75,76 @@ def installed() -> dict[str, str]:
     return {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
 
 
-def run(notebook: Path, content: Path) -> dict:
-    """Run one notebook in a fresh kernel; say how it went."""
-    cells = nbformat.read(notebook, as_version=4)
-    cells.cells[1].source = cells.cells[1].source.replace("/content", str(content))
-    cells.cells.append(nbformat.v4.new_code_cell(LAST))
+def is_students(notebook: Path) -> bool:
+    return notebook.parent.name == "student"
+
+
+def open_notebook(path: Path, content: Path) -> nbformat.NotebookNode:
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = notebook.cells[1].source.replace("/content", str(content))
+    return notebook
+
+
+def client_of(notebook: nbformat.NotebookNode, content: Path, **options) -> NotebookClient:
     resources = {"metadata": {"path": str(content)}}
-    client = NotebookClient(cells, timeout=900, kernel_name="python3", resources=resources)
+    return NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources=resources, **options
+    )
+
+
+def lose_halfway(path: Path, content: Path) -> None:
+    """Run the first half of a notebook and kill its kernel inside the next cell."""
+    notebook = open_notebook(path, content)
+    code = [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    middle = code[len(code) // 2]
+    notebook.cells = notebook.cells[: middle + 1]
+    notebook.cells[middle].source = KILL.format(notebook.cells[middle].source)
+    try:
+        client_of(notebook, content, allow_errors=is_students(path)).execute()
+    except DeadKernelError:
+        return
+    raise RuntimeError(f"{path}: the kernel outlived its middle cell")
+
+
+def run(path: Path, content: Path) -> dict:
+    """Run one notebook in a fresh kernel; say how it went."""
+    notebook = open_notebook(path, content)
+    notebook.cells.append(nbformat.v4.new_code_cell(LAST))
     started, error = time.monotonic(), None
     try:
-        client.execute()
+        client_of(notebook, content, allow_errors=is_students(path)).execute()
     except (CellExecutionError, DeadKernelError, TimeoutError) as failure:
         error = str(failure)[-1500:]
     seconds = round(time.monotonic() - started)
-    report = _text(cells.cells[1])
-    told = sum(_text(cell).count("not quite true") for cell in cells.cells if "outputs" in cell)
-    result = {"seconds": seconds, "error": error, "report": report, "peak_mib": None, "told": told}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    told = sum(_text(cell).count("not quite true") for cell in code)
+    result = {"seconds": seconds, "report": _text(notebook.cells[1]), "peak_mib": None}
     if error is None:
-        result["peak_mib"] = int(_text(cells.cells[-1]).split()[-1])
-        written = _git(content, "status", "--porcelain")
-        if written:
-            result["error"] = f"the page wrote into the repository:\n{written}"
+        result["peak_mib"] = int(_text(notebook.cells[-1]).split()[-1])
+        wrong = [cell.source for cell in code if must_run(cell) and failed(cell)]
+        written = set(_git(content, "status", "--porcelain", "--untracked-files=all").split("\n"))
+        _git(content, "clean", "--force", "--quiet")
+        expected = {f"?? {submission_of(path)}"} if is_students(path) else {""}
+        if wrong:
+            error = f"failed: {wrong}"
+        elif written != expected:
+            error = f"wrote into the repository: {written}"
         elif result["peak_mib"] > LIMIT:
-            result["error"] = f"takes {result['peak_mib']} MiB of memory, more than {LIMIT}"
-    return result
+            error = f"takes {result['peak_mib']} MiB of memory, more than {LIMIT}"
+    return result | {"error": error, "told": told}
+
+
+def must_run(cell: nbformat.NotebookNode) -> bool:
+    """Say whether a cell is the assignment's own: no gap before it may make it fail."""
+    return "google.colab" in cell.source or "grader" in cell.source
+
+
+def failed(cell: nbformat.NotebookNode) -> bool:
+    return any(out.output_type == "error" for out in cell.outputs)
+
+
+def submission_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_name(f"{path.stem}-submission.zip").as_posix()
 
 
 def _text(cell) -> str:
@@ -108,20 +171,18 @@ def verdict(one: dict) -> str:
 def table(results: dict) -> str:
     rows = [f"{'page':38} {'seconds':>7} {'peak MiB':>8}  result (sentences not true there)"]
     for name, one in results.items():
-        says = (
-            f"passed ({one['told']})"
-            if one["error"] is None
-            else "FAILED: " + one["error"].splitlines()[-1]
-        )
-        rows.append(f"{name:38} {one['seconds']:7} {one['peak_mib'] or '':>8}  {says}")
-    failed = sum(one["error"] is not None for one in results.values())
-    return "\n".join([*rows, f"{len(results) - failed} passed, {failed} failed"])
+        rows.append(f"{name:38} {one['seconds']:7} {one['peak_mib'] or '':>8}  {verdict(one)}")
+    failures = sum(one["error"] is not None for one in results.values())
+    return "\n".join([*rows, f"{len(results) - failures} passed, {failures} failed"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", metavar="PAGE.md", help="default: all with a notebook")
     parser.add_argument("--again", action="store_true", help="run also what passed before")
+    parser.add_argument(
+        "--restart", action="store_true", help="first run each to its middle and kill its kernel"
+    )
     options = parser.parse_args()
     content, before = prepare(), installed()
     tracked = subprocess.run(
@@ -134,15 +195,13 @@ def main() -> int:
         if old and old["error"] is None and old["fingerprint"] == mark and not options.again:
             continue
         print(f"{name} …", end=" ", flush=True)
+        os.environ["OPEN"] = str(ROOT / name)
+        if options.restart:
+            lose_halfway(ROOT / name, content)
         results[name] = run(ROOT / name, content) | {"fingerprint": mark}
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         one = results[name]
-        print(
-            one["seconds"],
-            "s",
-            f"passed ({one['told']})" if one["error"] is None else one["error"],
-            flush=True,
-        )
+        print(f"{one['seconds']} s", one["error"] or verdict(one), flush=True)
     here = installed()
     changed = [f"{n} {before[n]} → {here.get(n)}" for n in before if here.get(n) != before[n]]
     print(table({name: results[name] for name in wanted}))
