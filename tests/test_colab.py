@@ -8,17 +8,20 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import types
 import urllib.parse
 
 import pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT
+from packaging.specifiers import SpecifierSet
 from test_book import HTML, PAGES, TOC, notebooks
 
 from cmlearn import preflight
 
 REPOSITORY = notebooks.repository()
+NOTEBOOKS = sorted((ROOT / "book").rglob("*.ipynb"))
 ALLOWED = 11_000  # MiB of main memory a page may take
 GPU_ALLOWED = 12_000
 
@@ -127,6 +130,7 @@ def target(address):
     ours = [
         rf"{re.escape(REPOSITORY.url)}/(?:blob|raw|edit|tree)/{re.escape(REPOSITORY.branch)}/(.+)",
         rf"{re.escape(REPOSITORY.colab(''))}(.+)",
+        rf"https://mybinder\.org/v2/gh/{REPOSITORY.slug}/{REPOSITORY.branch}\?urlpath=lab/tree/(.+)",
     ]
     for pattern in ours:
         found = re.match(pattern, address)
@@ -161,9 +165,68 @@ def test_the_built_pages_buttons_lead_to_files(page):
     notebook = page.removesuffix(".md") + ".ipynb"
     colab = [target(one) for one in addresses if "colab.research" in one]
     assert colab == [notebook]
+    assert [target(one) for one in addresses if "mybinder.org" in one] == [notebook]
     here = [one for one in addresses if not re.match(r"[a-z]+:|#", one)]
     assert any(one.endswith(".ipynb") for one in here)
     assert [one for one in here if not (html.parent / one.split("#")[0]).is_file()] == []
+
+
+def test_the_students_page_opens_each_assignment_in_colab():
+    html = HTML / "book" / "students.html"
+    if not html.exists():
+        pytest.skip("the page was not built: run `make book`")
+    links = BeautifulSoup(html.read_text("utf-8"), "html.parser").select("article a[href]")
+    paths = {target(link["href"]) for link in links if "colab.research" in link["href"]}
+    student = (ROOT / "book" / "assignments" / "student").glob("*.ipynb")
+    assert paths == {path.relative_to(ROOT).as_posix() for path in student}
+
+
+def test_binder_installs_what_the_book_was_tested_with():
+    folder = ROOT / ".binder"
+    lines = (folder / "requirements.txt").read_text("utf-8").split("\n")
+    named = [line.removeprefix("-r ") for line in lines if line]
+    assert [(folder / name).resolve() for name in named] == [ROOT / "requirements.txt"]
+    python = (folder / "runtime.txt").read_text("utf-8").strip().removeprefix("python-")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert python in SpecifierSet(project["requires-python"])
+    assert os.access(folder / "postBuild", os.X_OK)
+
+
+# ---------------------------------------------------------------- a release
+
+
+def tagged_elsewhere(root, version):
+    """Return the commit that carries the version's tag, unless it is the one checked out."""
+
+    def commit_of(name):
+        ask = ["git", "-C", str(root), "rev-parse", "--quiet", "--verify", f"{name}^{{commit}}"]
+        return subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+
+    tagged = commit_of(f"refs/tags/v{version}")
+    return "" if tagged == commit_of("HEAD") else tagged
+
+
+def test_a_later_state_does_not_carry_the_number_of_a_release():
+    assert tagged_elsewhere(ROOT, notebooks.VERSION) == "", "raise the version: see the README"
+
+
+def test_that_check_sees_a_tag_that_was_left_behind(colab):
+    assert tagged_elsewhere(colab.project, "1.0") == ""
+    subprocess.run([*colab.git, "tag", "v1.0"], check=True)
+    assert tagged_elsewhere(colab.project, "1.0") == ""
+    colab.commit("later")
+    assert len(tagged_elsewhere(colab.project, "1.0")) == 40
+
+
+# ---------------------------------------------------------------- nothing asked, nothing sent
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_notebook_logs_in_uploads_or_asks(path):
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    asks = r"files\.upload|drive\.mount|userdata|authenticate|notebook_login|\binput\(|getpass"
+    assert re.findall(asks, code) == []
 
 
 # ---------------------------------------------------------------- memory

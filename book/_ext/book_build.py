@@ -1,8 +1,9 @@
 """Sphinx extension of this book: what Jupyter Book's own settings cannot say.
 
 It sets the environment that the pages' kernels inherit, empties the execution cache when the
-code, the packages or the data have changed, and offers the plain notebook beside each page for
-download instead of MyST-NB's executed copy.
+code, the packages or the data have changed, offers the plain notebook beside each page for
+download instead of MyST-NB's executed copy, and knows a role: ``{colab}`book/page.ipynb``` opens a
+notebook of the repository in Colab.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from docutils import nodes
+from notebooks import ROOT, repository
 from sphinx.util import logging
 
 from cmlearn import runtime
@@ -32,6 +34,7 @@ def setup(app):
     if os.environ.get("CMLEARN_DATA"):
         # A kernel runs in its page's folder, where a relative path would mean another one.
         os.environ["CMLEARN_DATA"] = os.path.abspath(os.path.expanduser(os.environ["CMLEARN_DATA"]))
+    app.add_role("colab", open_in_colab)
     app.connect("config-inited", name_the_device)
     app.connect("config-inited", drop_stale_cache)
     app.connect("config-inited", prepare_theme)
@@ -116,6 +119,14 @@ def listing_of(folder: str | None) -> bytes:
             state = path.stat()
             lines.append(f"{path.relative_to(folder)}\t{state.st_size}\t{state.st_mtime_ns}")
     return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def open_in_colab(role, rawtext, text, lineno, inliner, options=None, content=None):
+    """Return a link that opens a notebook of the repository in Colab."""
+    if not (ROOT / text).is_file():
+        message = inliner.reporter.error(f"{text} is not in the repository", line=lineno)
+        return [inliner.problematic(rawtext, rawtext, message)], [message]
+    return [nodes.reference(rawtext, "open in Colab", refuri=repository().colab(text))], []
 
 
 def offer_plain_notebook(app, pagename, templatename, context, doctree):
