@@ -34,11 +34,10 @@ def test_the_memory_of_the_driver_does_not_grow(stored):
     assert peaks[100_000] < 1.15 * peaks[1000]
 
 
-def test_two_workers_gain_where_nothing_else_runs_and_less_than_half_again(stored):
-    ratios = sorted(row["ratio"] for row in stored["engines"])
-    assert ratios[0] < 1 and ratios[1] > 1.2 and ratios[2] < 1.5
-    paces = sorted(row["pace_ratio"] for row in stored["engines"])
-    assert paces[0] > 1 and 1.45 < paces[1] <= paces[2] < 1.8
+def test_two_workers_are_at_least_half_again_as_fast_and_less_than_twice(stored):
+    assert stored["pictures"]["cnn_side"] == 224
+    for row in stored["engines"]:
+        assert 1.5 <= row["ratio"] < row["pace_ratio"] < 2
 
 
 def test_ratios_follow_from_the_times(stored):

@@ -33,9 +33,9 @@ SOURCES = [
 
 SAMPLE, SIZES = 1_000, (10_000, 100_000)
 REPEATS = 3
-SPEEDUP_PICTURES = 60_000
+SPEEDUP_PICTURES = 36_000
 SIDE = 24  # pixels
-CNN_SIDE = 96  # pixels that the network sees
+CNN_SIDE = 224  # pixels that the network sees
 
 EMBED = """
 import json, sys, time
