@@ -1,9 +1,12 @@
 """What the page "Photos and captions" claims, held against its stored run."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from cmlearn.reference import RUNS
+from cmlearn.comparison import fused
+from cmlearn.model_selection import compare_methods
+from cmlearn.reference import RUNS, stamps_finetuning
 from cmlearn.reference.stamps import BEST, SOURCES, on_paper
 from cmlearn.runtime import load_run
 
@@ -58,9 +61,74 @@ def test_captions_in_two_languages(stored):
     assert found["Chinese, characters + picture"] > found["picture alone"]
 
 
-def test_the_sources_hold_what_is_called(root):
-    assert "cmlearn/datasets/_stamps.py" in SOURCES
-    assert all((root / source).is_file() for source in SOURCES)
+@pytest.fixture(scope="module")
+def trained():
+    return load_run(RUNS / "stamps_finetuning.json")
+
+
+def test_the_networks_were_trained_on_the_same_folds_of_the_same_stamps(stored, trained):
+    assert not trained["stale"]
+    found = trained["results"]
+    assert found["repeats"] >= 3
+    assert len(found["seconds"]) == len(found["train_accuracy"]) == 5 * found["repeats"]
+    assert found["fingerprint"] == stored["fingerprint"]
+    for name in ("white alone", "minilm alone", BEST):
+        ours = found["scores"][name]["accuracy_by_repeat"]
+        theirs = stored["scores"][name]["accuracy_by_repeat"][: found["repeats"]]
+        assert ours == pytest.approx(theirs, abs=0.003), name
+
+
+def test_a_network_that_knows_its_pictures_loses_to_frozen_features(trained):
+    found = accuracy(trained["results"]["scores"])
+    control = stamps_finetuning.SMALL
+    assert min(trained["results"]["train_accuracy"]) > 0.99
+    assert found["fine-tuned"] < found["fine-tuned, four views"] < found[control]
+    assert abs(found[control] - found["white alone"]) < 0.005  # the size is not the reason
+    test = trained["results"]["tests"][control]["fine-tuned"]
+    assert test["high"] < 0 and test["pvalue"] < 0.05 < test["pvalue_holm"]
+
+
+def test_one_more_voice_does_not_help_the_best_fusion(stored, trained):
+    found = accuracy(trained["results"]["scores"])
+    concat = accuracy(stored["scores"])["white + minilm: concat"]
+    assert found["minilm alone"] < found["fine-tuned + minilm"] < concat
+    assert found[stamps_finetuning.BOTH] < found[BEST]
+    assert trained["results"]["tests"][BEST][stamps_finetuning.BOTH]["pvalue_holm"] > 0.05
+
+
+def test_log_odds_of_what_the_labels_ask_for_are_margins_of_one():
+    epsilon, classes = 0.1, 4
+    asked = np.full((classes, classes), epsilon / classes)
+    np.fill_diagonal(asked, 1 - epsilon + epsilon / classes)
+    margins = stamps_finetuning.network_margins(asked, epsilon)
+    assert margins == pytest.approx(2 * np.eye(classes) - 1)
+
+
+def test_certainty_gives_finite_margins_that_keep_the_answer():
+    margins = stamps_finetuning.network_margins(np.array([[1.0, 0.0], [0.3, 0.7]]), 0.1)
+    assert np.isfinite(margins).all()
+    assert margins.argmax(axis=1).tolist() == [0, 1]
+
+
+def test_folds_are_those_of_compare_methods(trained):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60).astype(str)
+    groups = np.arange(60) // 2
+    table = pd.DataFrame({"x": list(rng.normal(size=(60, 2)))})
+    found = compare_methods(
+        {"a": fused(["x"])}, table, labels, groups=groups,
+        n_repeats=stamps_finetuning.REPEATS, random_state=0,
+    )  # fmt: skip
+    theirs = found.predictions.groupby(["repeat", "fold"])["row"].agg(set)
+    for repeat, fold, train, test in stamps_finetuning.folds(labels, groups):
+        assert theirs[repeat, fold] == set(test)
+        assert not set(train) & set(test)
+
+
+@pytest.mark.parametrize("sources", [SOURCES, stamps_finetuning.SOURCES])
+def test_the_sources_hold_what_is_called(root, sources):
+    assert "cmlearn/datasets/_stamps.py" in sources
+    assert all((root / source).is_file() for source in sources)
 
 
 def test_a_stamp_on_paper(tmp_path):

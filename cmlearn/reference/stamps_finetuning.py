@@ -21,6 +21,8 @@ from cmlearn._folds import stratified_folds
 from cmlearn.comparison import fused
 from cmlearn.datasets import load_stamps
 from cmlearn.finetuning import FineTunedCNN, augmented_views, load_pixels
+from cmlearn.fusion import feature_table
+from cmlearn.image import PretrainedCNN
 from cmlearn.model_selection import paired_tests, score_intervals
 from cmlearn.reference import stamps as frozen
 from cmlearn.reference.finetuning import load_part
@@ -34,6 +36,7 @@ SMOOTHING = 0.1
 PAPER = 255  # white
 FROZEN = frozen.BEST
 BOTH = f"{FROZEN} + fine-tuned"
+SMALL = f"white alone, {SIDE} px"
 SOURCES = sorted(
     {
         *frozen.SOURCES,
@@ -57,12 +60,17 @@ def run(path: Path) -> None:
     labels = np.asarray(stamps.target_names)[stamps.target]
     table = frozen.stamps_table(stamps)
     pixels = load_pixels([frozen.on_paper(p, PAPER) for p in stamps.data["image"]], SIDE)
+    network, layer, _ = frozen.VIEWS["white"]
+    encoder = PretrainedCNN(network, layer=layer, image_size=SIDE)
+    small = feature_table(small=encoder.fit_transform(pixels))
     rows, parts = [], []
     for repeat, fold, train, test in folds(labels, stamps.groups):
         file = WORK / f"{repeat}-{fold}.npz"
         if not file.exists():
             train_part(file, pixels, table, labels, train, test, seed=repeat)
         parts.append(load_part(file))
+        machine = fused(["small"]).fit(small.iloc[train], labels[train])
+        parts[-1][SMALL] = machine.decision_function(small.iloc[test])
         key = {"repeat": repeat, "fold": fold, "n_train": len(train), "n_test": len(test)}
         for method, guess in answers(parts[-1], np.unique(labels)).items():
             score = accuracy_score(labels[test], guess)
@@ -85,7 +93,10 @@ def run(path: Path) -> None:
             }
             for name, found in intervals.items()
         },
-        "tests": paired_tests(scores, reference=FROZEN).set_index("method").to_dict("index"),
+        "tests": {
+            name: paired_tests(scores, reference=name).set_index("method").to_dict("index")
+            for name in (FROZEN, SMALL)
+        },
         "train_accuracy": [float(part["train_accuracy"]) for part in parts],
         "seconds": [float(part["seconds"]) for part in parts],
     }
@@ -183,6 +194,7 @@ def answers(part: dict[str, np.ndarray], classes: np.ndarray) -> dict[str, np.nd
     joint = [part[view] for view in frozen.VIEWS]
     scores = {
         "white alone": part["white alone"],
+        SMALL: part[SMALL],
         "fine-tuned": network_margins(part["probabilities"][0].astype(float)),
         "fine-tuned, four views": network,
         "minilm alone": part["minilm alone"],
