@@ -9,6 +9,9 @@ import functools
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -81,6 +84,23 @@ def test_mistakes_fail_and_other_solutions_pass(
     else:
         assert result.score < result.possible
         assert not any(re.match(r"NameError|SyntaxError", m) for m in result.messages), result
+
+
+@pytest.mark.parametrize(("name", "notebook", "share"), [
+    ("1-pairs", "student/1-pairs.ipynb", 0),
+    ("1-pairs", "instructor/1-pairs-solution.ipynb", 1),
+    ("3-fusion", "instructor/3-fusion-solution.ipynb", 1),
+])  # fmt: skip
+def test_otter_itself_grades_with_the_zip_for_gradescope(name, notebook, share, built, tmp_path):
+    shutil.copy(built(name) / notebook, tmp_path / "handed-in.ipynb")
+    archive = built(name) / "instructor" / "autograder.zip"
+    command = [sys.executable, "-m", "otter", "run", "--no-logo", "-a", archive, "handed-in.ipynb"]
+    reply = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert reply.returncode == 0, reply.stderr[-2000:]
+    tests = json.loads((tmp_path / "results.json").read_text("utf-8"))["tests"]
+    questions = [test for test in tests if test.get("max_score")]
+    assert len(questions) >= 8
+    assert [test["score"] for test in questions] == [share * t["max_score"] for t in questions]
 
 
 @pytest.mark.parametrize("name", NAMES)
