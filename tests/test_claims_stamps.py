@@ -88,6 +88,12 @@ def test_a_network_that_knows_its_pictures_loses_to_frozen_features(trained):
     assert test["high"] < 0 and test["pvalue"] < 0.05 < test["pvalue_holm"]
 
 
+def test_on_groceries_the_trained_network_beats_the_machine_on_its_frozen_features():
+    networks = load_run(RUNS / "finetuning.json")["results"]["networks"]
+    frozen = load_run(RUNS / "grocery.json")["results"]["classifiers"]["lite0, SVM"]["fine"]
+    assert min(seed["fine"] for seed in networks["lite0, labels"]["single"]) > frozen
+
+
 def test_one_more_voice_does_not_help_the_best_fusion(stored, trained):
     found = accuracy(trained["results"]["scores"])
     concat = accuracy(stored["scores"])["white + minilm: concat"]
