@@ -77,7 +77,7 @@ class Size:
     seeds: tuple[int, ...] = SEEDS
 
 
-CPU = Size({"lite0": 160}, 3, 32, drop_path=0.0, methods=(LABELS, EVERYTHING))
+CPU = Size({"lite0": 160}, 8, 32, drop_path=0.0, methods=(LABELS, EVERYTHING))
 GPU = Size({"lite0": 320, "lite2": 384}, 60, 64, drop_path=0.2, methods=tuple(METHODS))
 
 
