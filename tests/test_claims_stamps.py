@@ -116,7 +116,7 @@ def test_certainty_gives_finite_margins_that_keep_the_answer():
     assert margins.argmax(axis=1).tolist() == [0, 1]
 
 
-def test_folds_are_those_of_compare_methods(trained):
+def test_folds_are_those_of_compare_methods():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 60).astype(str)
     groups = np.arange(60) // 2

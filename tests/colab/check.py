@@ -85,11 +85,15 @@ def open_notebook(path: Path, content: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def client_of(notebook: nbformat.NotebookNode, content: Path, **options) -> NotebookClient:
-    resources = {"metadata": {"path": str(content)}}
-    return NotebookClient(
-        notebook, timeout=900, kernel_name="python3", resources=resources, **options
-    )
+def execute(notebook: nbformat.NotebookNode, path: Path, content: Path) -> None:
+    """Run the cells in a fresh kernel; those of a student's notebook may fail."""
+    NotebookClient(
+        notebook,
+        timeout=900,
+        kernel_name="python3",
+        allow_errors=is_students(path),
+        resources={"metadata": {"path": str(content)}},
+    ).execute()
 
 
 def lose_halfway(path: Path, content: Path) -> None:
@@ -100,7 +104,7 @@ def lose_halfway(path: Path, content: Path) -> None:
     notebook.cells = notebook.cells[: middle + 1]
     notebook.cells[middle].source = KILL.format(notebook.cells[middle].source)
     try:
-        client_of(notebook, content, allow_errors=is_students(path)).execute()
+        execute(notebook, path, content)
     except DeadKernelError:
         return
     raise RuntimeError(f"{path}: the kernel outlived its middle cell")
@@ -112,7 +116,7 @@ def run(path: Path, content: Path) -> dict:
     notebook.cells.append(nbformat.v4.new_code_cell(LAST))
     started, error = time.monotonic(), None
     try:
-        client_of(notebook, content, allow_errors=is_students(path)).execute()
+        execute(notebook, path, content)
     except (CellExecutionError, DeadKernelError, TimeoutError) as failure:
         error = str(failure)[-1500:]
     seconds = round(time.monotonic() - started)
