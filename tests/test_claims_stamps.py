@@ -1,12 +1,14 @@
 """What the page "Photos and captions" claims, held against its stored run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from cmlearn.comparison import fused
 from cmlearn.model_selection import compare_methods
-from cmlearn.reference import RUNS, stamps_finetuning
+from cmlearn.reference import RUNS, stamps_finetuning, stamps_kinds
 from cmlearn.reference.stamps import BEST, SOURCES, on_paper
 from cmlearn.runtime import load_run
 
@@ -102,6 +104,56 @@ def test_one_more_voice_does_not_help_the_best_fusion(stored, trained):
     assert trained["results"]["tests"][BEST][stamps_finetuning.BOTH]["pvalue_holm"] > 0.05
 
 
+@pytest.fixture(scope="module")
+def by_kind():
+    return load_run(RUNS / "stamps_kinds.json")
+
+
+def test_kinds_were_learned_on_the_same_folds_of_the_same_stamps(stored, by_kind):
+    assert not by_kind["stale"]
+    found = by_kind["results"]
+    assert found["fingerprint"] == stored["fingerprint"]
+    assert found["folds"] == 5 and found["repeats"] >= 3
+    for text in stamps_kinds.TEXTS:
+        name = f"three views + {text}: joint margins"
+        theirs = stored["scores"][name]["accuracy_by_repeat"]
+        assert found["scores"][name]["accuracy_by_repeat"] == pytest.approx(theirs, abs=0.003)
+
+
+def test_both_levels_reach_what_the_page_says(by_kind):
+    ten = accuracy(by_kind["results"]["ten_categories"]["scores"])
+    assert ten.idxmax() == stamps_kinds.BEST
+    assert ten[stamps_kinds.BEST] >= 0.93
+    assert ten["three views + glove: both levels"] >= 0.89
+
+
+@pytest.mark.parametrize("text", stamps_kinds.TEXTS)
+def test_kinds_help_a_little_and_drawn_kinds_do_not(by_kind, text):
+    found = by_kind["results"]
+    joint, both = (f"three views + {text}: {how}" for how in ("joint margins", "both levels"))
+    for part in (found, found["ten_categories"]):
+        scores = accuracy(part["scores"])
+        assert scores[joint] < scores[both]
+        assert scores[f"three views + {text}: kinds"] < scores[both]
+        assert scores[f"{both}, kinds drawn"] < scores[joint] + 0.0005
+    test = found["tests"][text][joint]
+    assert test["low"] < 0 < test["high"]
+
+
+def test_the_kind_of_a_stamp_is_the_folder_below_its_category():
+    names = np.array(["animals/birds/crow", "animals/cow", "town/houses/cartoon/tent"])
+    assert stamps_kinds.kinds_of(SimpleNamespace(names=names)) == ["birds", None, "houses"]
+
+
+def test_drawn_kinds_stay_in_their_category():
+    labels = np.repeat(["animals", "town"], 50)
+    kinds = ["birds"] * 20 + [None] * 30 + ["houses"] * 50
+    drawn = stamps_kinds.drawn_kinds(kinds, labels)
+    assert (drawn[50:] == "houses").all()
+    assert sorted(drawn[:50], key=str) == sorted(kinds[:50], key=str)
+    assert drawn[:50].tolist() != kinds[:50]
+
+
 def test_log_odds_of_what_the_labels_ask_for_are_margins_of_one():
     epsilon, classes = 0.1, 4
     asked = np.full((classes, classes), epsilon / classes)
@@ -131,7 +183,7 @@ def test_folds_are_those_of_compare_methods():
         assert not set(train) & set(test)
 
 
-@pytest.mark.parametrize("sources", [SOURCES, stamps_finetuning.SOURCES])
+@pytest.mark.parametrize("sources", [SOURCES, stamps_finetuning.SOURCES, stamps_kinds.SOURCES])
 def test_the_sources_hold_what_is_called(root, sources):
     assert "cmlearn/datasets/_stamps.py" in sources
     assert all((root / source).is_file() for source in sources)
