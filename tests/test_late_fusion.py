@@ -362,7 +362,7 @@ def test_every_how_takes_missing_modalities(pairs, how):
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
         one_by_one = np.vstack([fused.predict_proba(table[n : n + 1]) for n in range(8)])
         # In float32 a row's last digit depends on the rows beside it, on some processors.
-        np.testing.assert_allclose(probabilities[:8], one_by_one, rtol=1e-5)
+        np.testing.assert_allclose(probabilities[:8], one_by_one, rtol=1e-6)
     # Without texts the image decides, as it does alone.
     alone = fused.classifiers_["image"].predict(table[["image"]])
     assert np.mean(fused.predict(table) == alone) > (0.85 if how == "stacking" else 0.999)
