@@ -9,6 +9,8 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from cmlearn._folds import margins
+
 __all__ = ["FinerLabels"]
 
 
@@ -111,7 +113,8 @@ class FinerLabels(ClassifierMixin, BaseEstimator):
         With two classes, (n,): half the second one's lead over the first, which keeps the scale of
         one-against-the-rest margins.
         """
-        scores = self._columns(self._fitted().decision_function(self._rest(X)))
+        classifier = self._fitted()
+        scores = margins(classifier, self._rest(X), classifier.classes_)
         best = np.stack(
             [scores[:, self.parents_ == place].max(axis=1) for place in range(len(self.classes_))],
             axis=1,
@@ -150,10 +153,6 @@ class FinerLabels(ClassifierMixin, BaseEstimator):
     def _fitted(self):
         check_is_fitted(self, "classifier_")
         return self.classifier_
-
-    def _columns(self, scores: np.ndarray) -> np.ndarray:
-        """Return one column a kind; scikit-learn gives a single one for two."""
-        return np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
 
 
 def _names(X) -> str:
