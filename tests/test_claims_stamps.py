@@ -154,6 +154,31 @@ def test_drawn_kinds_stay_in_their_category():
     assert drawn[:50].tolist() != kinds[:50]
 
 
+def test_both_levels_are_two_machines_a_view():
+    fused_levels = stamps_kinds.both_levels(["white", "grey"], "glove", "drawn")
+    assert fused_levels.how == "margin"
+    assert [(name, columns) for name, _, columns in fused_levels.classifiers] == [
+        ("white and glove", ["white", "glove"]),
+        ("white and glove, kinds", ["white", "glove", "drawn"]),
+        ("grey and glove", ["grey", "glove"]),
+        ("grey and glove, kinds", ["grey", "glove", "drawn"]),
+    ]
+    kinds = [machine for name, machine, _ in fused_levels.classifiers if "kinds" in name]
+    assert all(machine.column == "drawn" for machine in kinds)
+
+
+def test_recall_is_the_share_of_a_category_over_all_repeats():
+    predictions = pd.DataFrame(
+        {
+            "method": ["a", "a", "a", "a", "b", "b"],
+            "row": [0, 1, 2, 0, 0, 2],
+            "prediction": ["x", "y", "y", "y", "y", "y"],
+        }
+    )
+    found = stamps_kinds.recall(predictions, np.array(["x", "x", "y"]))
+    assert found == {"a": {"x": pytest.approx(1 / 3), "y": 1.0}, "b": {"x": 0.0, "y": 1.0}}
+
+
 def test_log_odds_of_what_the_labels_ask_for_are_margins_of_one():
     epsilon, classes = 0.1, 4
     asked = np.full((classes, classes), epsilon / classes)

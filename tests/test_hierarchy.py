@@ -87,6 +87,16 @@ def test_a_kind_with_few_rows_is_counted_among_those_without(data):
     assert ("bird", "dodo") in rare.kinds_
 
 
+def test_rows_of_a_kind_are_counted_within_its_class(data):
+    table, labels = data
+    one_each = [np.flatnonzero(labels == label)[0] for label in ("bird", "car")]
+    table.loc[one_each, "kind"] = "cartoon"
+    finer = FinerLabels(GaussianNB(), column="kind", min_samples=2)
+    kinds = finer.fit(pd.concat([table, table.iloc[one_each[:1]]]), [*labels, "bird"]).kinds_
+    assert ("bird", "cartoon") in kinds
+    assert ("car", "cartoon") not in kinds and ("car", None) in kinds
+
+
 def test_one_name_in_two_classes_is_two_kinds(data):
     table, labels = data
     finer = FinerLabels(GaussianNB(), column="kind").fit(table.assign(kind="cartoon"), labels)
