@@ -48,6 +48,11 @@ def toc_pages() -> list[str]:
     return [f"{name}.html" for name in re.findall(r"(?:root|file): *(\S+)", text)]
 
 
+def grouped(names: list[str]) -> list:
+    """Return parameters of which each is tested by one process alone, which opens it once."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+
+
 PAGES = toc_pages()
 GENERATED = ["genindex.html", "search.html"]
 
@@ -105,7 +110,7 @@ class Visit:
         self.page.context.close()
 
 
-@pytest.fixture(scope="module", params=PAGES + GENERATED)
+@pytest.fixture(scope="module", params=grouped(PAGES + GENERATED))
 def visit(request, browser, site):
     opened = Visit(browser, site + request.param)
     opened.name = request.param
@@ -263,7 +268,7 @@ def _shoot(page, name, kind):
     assert picture.stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", grouped(PAGES))
 def test_narrow_page_does_not_scroll_sideways(name, browser, site):
     opened = Visit(browser, site + name, viewport=NARROW)
     _shoot(opened.page, name, "narrow")
@@ -279,7 +284,7 @@ def test_narrow_page_does_not_scroll_sideways(name, browser, site):
     assert widths[0] <= NARROW["width"], widths[1]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", grouped(PAGES))
 def test_dark_page_is_readable(name, browser, site):
     opened = Visit(browser, site + name, dark=True)
     opened.page.evaluate("() => { document.documentElement.dataset.theme = 'dark'; }")
@@ -304,7 +309,7 @@ def own_word():
     return {name: min(sorted(page), key=pages_with.__getitem__) for name, page in words.items()}
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", grouped(PAGES))
 def test_search_finds_the_page(name, own_word, browser, site):
     opened = Visit(browser, f"{site}search.html?q={own_word[name]}")
     opened.page.wait_for_selector("#search-results .search-summary:not(:empty)", timeout=20_000)
