@@ -619,15 +619,17 @@ def _trainable_backbone(variant: str, size: int, drop_path: float) -> keras.Mode
 def _distortions(strength: float) -> list:
     from keras import layers
 
+    from cmlearn._augmentation import compiled_on_jax
+
     if not strength:
         return []
     fill = {"fill_mode": "nearest", "dtype": "float32"}
     pixels = {"value_range": (0, 255), "dtype": "float32"}
     return [
         layers.RandomFlip("horizontal", dtype="float32"),
-        layers.RandomRotation(strength / 4, **fill),
-        layers.RandomTranslation(strength, strength, **fill),
-        layers.RandomZoom((-2 * strength, strength), **fill),
+        compiled_on_jax(layers.RandomRotation(strength / 4, **fill)),
+        compiled_on_jax(layers.RandomTranslation(strength, strength, **fill)),
+        compiled_on_jax(layers.RandomZoom((-2 * strength, strength), **fill)),
         layers.RandomBrightness(strength, **pixels),
         layers.RandomContrast(strength, **pixels),
     ]

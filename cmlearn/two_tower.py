@@ -425,12 +425,17 @@ class TwoTowerClassifier(KerasClassifier):
         """Return the last feature map as a sequence (b, positions, channels), and its mask."""
         from keras import layers, ops
 
+        from cmlearn._augmentation import compiled_on_jax
+
         x = layers.Rescaling(1 / 127.5, offset=-1, dtype="float32")(pixels)
         if training and self.augmentation:
             share = self.augmentation
-            x = layers.RandomTranslation(share, share, fill_mode="nearest")(x)
-            x = layers.RandomRotation(share, fill_mode="nearest")(x)
-            x = layers.RandomZoom(share, fill_mode="nearest")(x)
+            for layer in (
+                layers.RandomTranslation(share, share, fill_mode="nearest"),
+                layers.RandomRotation(share, fill_mode="nearest"),
+                layers.RandomZoom(share, fill_mode="nearest"),
+            ):
+                x = compiled_on_jax(layer)(x)
         for i, channels in enumerate(self.filters):
             convolution = layers.Conv2D(
                 channels,

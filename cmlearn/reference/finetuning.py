@@ -4,12 +4,13 @@ Made of parts, a network each, that are stored under ``_build/reference/finetuni
 done; a part that is interrupted goes on from its last epoch. ``--minutes 9`` stops after nine
 minutes, and the same command goes on from there. What must be at hand: the data set where
 ``CMLEARN_DATA`` says, the weights (``python -m cmlearn fetch efficientnet-lite0 efficientnet-lite2
-all-minilm-l6-v2``), Keras with any of its backends. No network is asked for anything then.
+minilm``), Keras with any of its backends. No network is asked for anything then.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ SEEDS = (0, 1, 2)
 SOURCES = [
     f"cmlearn/{module}.py"
     for module in (
+        "_augmentation",
         "_checkpoints",
         "_finetuning_layers",
         "_sentences",
@@ -50,19 +52,17 @@ SOURCES = [
 ]
 
 
-LABELS, EVERYTHING = "labels", "labels + families + teachers"
+LABELS, FAMILIES = "labels", "labels + families"
+DRAWN, EVERYTHING = f"{FAMILIES} + drawn codes", f"{FAMILIES} + teachers"
 
-# What each network learns from beside the labels.
+# What each network learns from beside the labels: parameters, and where `Data` holds them.
 METHODS = {
     LABELS: {},
-    "labels + families": {"families": True, "family_weight": 0.5},
-    EVERYTHING: {
-        "families": True,
-        "family_weight": 0.5,
-        "teachers": True,
-        "teacher_weight": 0.5,
-    },
+    FAMILIES: {"families": "families"},
+    DRAWN: {"families": "families", "teachers": "drawn"},
+    EVERYTHING: {"families": "families", "teachers": "teachers"},
 }
+WEIGHT = 0.5  # of the family's loss and of the teachers'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +73,13 @@ class Size:
     epochs: int
     batch_size: int
     drop_path: float
-    methods: tuple[str, ...]
+    augmentation: float = 0.3
+    methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = SEEDS
 
 
-CPU = Size({"lite0": 160}, 8, 32, drop_path=0.0, methods=(LABELS, EVERYTHING))
-GPU = Size({"lite0": 320, "lite2": 384}, 60, 64, drop_path=0.2, methods=tuple(METHODS))
+CPU = Size({"lite0": 160}, 8, 32, drop_path=0.0)
+GPU = Size({"lite0": 320, "lite2": 384}, 60, 64, drop_path=0.2)
 
 
 class Data(NamedTuple):
@@ -89,6 +90,7 @@ class Data(NamedTuple):
     families: np.ndarray  # of each kind
     family_names: list[str]
     teachers: np.ndarray  # of each kind
+    drawn: np.ndarray  # the teachers, dealt out to the kinds by chance
 
 
 def run(path: Path) -> None:
@@ -121,12 +123,14 @@ def read_data(size: int) -> Data:
     grocery = load_grocery()
     rows = {split: np.flatnonzero(grocery.split == split) for split in ("train", "val", "test")}
     images = grocery.data["image"].to_numpy()
+    teachers = teacher_codes(grocery.classes)
     return Data(
         {split: load_pixels(images[chosen], size) for split, chosen in rows.items()},
         {split: grocery.target[chosen] for split, chosen in rows.items()},
         grocery.coarse_of_fine,
         grocery.coarse_names,
-        teacher_codes(grocery.classes),
+        teachers,
+        np.random.default_rng(0).permutation(teachers),
     )
 
 
@@ -143,7 +147,7 @@ def teacher_codes(classes) -> np.ndarray:
 
 def part_file(folder: Path, variant: str, method: str, seed: int) -> Path:
     """Return where the answers of one network are kept."""
-    name = method.replace(" + ", "-")
+    name = method.replace(" + ", "-").replace(" ", "-")
     return folder / f"{variant}-{name}-{seed}.npz"
 
 
@@ -153,17 +157,18 @@ def train_part(folder: Path, variant: str, method: str, seed: int, data: Data, s
     if file.exists():
         return
     start = time.monotonic()
-    settings = METHODS[method] | {
-        name: getattr(data, name) for name in ("families", "teachers") if name in METHODS[method]
-    }
+    known = {name: getattr(data, field) for name, field in METHODS[method].items()}
     classifier = FineTunedCNN(
         variant,
         epochs=size.epochs,
         batch_size=size.batch_size,
         drop_path=size.drop_path,
+        augmentation=size.augmentation,
         checkpoint=file.with_suffix(".training"),
         random_state=seed,
-        **settings,
+        family_weight=WEIGHT,
+        teacher_weight=WEIGHT,
+        **known,
     )
     classifier.fit(data.pixels["train"], data.target["train"])
     views = finetuning.augmented_views(data.pixels["test"])
@@ -231,9 +236,11 @@ def summary(folder: Path, data: Data, size: Size) -> dict:
             for method, all_views in together.items()
         },
         "gains": {
-            f"{variant}, {method}": gain(right[f"{variant}, {method}"], right[f"{variant}, labels"])
+            f"{variant}, {method} over {base}": gain(
+                right[f"{variant}, {method}"], right[f"{variant}, {base}"]
+            )
             for variant in size.variants
-            for method in size.methods[1:]
+            for base, method in itertools.combinations(size.methods, 2)
         },
         "families": data.family_names,
         "recall": recall_by_family(right, data),

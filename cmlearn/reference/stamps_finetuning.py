@@ -45,6 +45,7 @@ SOURCES = sorted(
         *(
             f"cmlearn/{module}.py"
             for module in (
+                "_augmentation",
                 "_checkpoints",
                 "_finetuning_layers",
                 "_training",
