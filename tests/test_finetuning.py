@@ -1,6 +1,9 @@
 """Fine-tuning: losses and helpers against NumPy, and a small network that learns from both."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -237,6 +240,32 @@ def test_the_loss_of_a_step_is_equal_to_the_formula(images, teachers, first_bloc
 @pytest.mark.parametrize("backend", other_backends())
 def test_losses_and_a_step_hold_under_another_backend(backend):
     run_under(backend, __file__)
+
+
+COMPILED = """
+import keras
+import numpy as np
+from cmlearn.finetuning import _distortions
+
+network = keras.Sequential([keras.Input((8, 8, 3)), *_distortions(0.3)])
+network.compile(loss="mse")  # compiled where Keras sees no layer that forbids it
+assert network.jit_compile
+pixels = np.full((4, 8, 8, 3), 100.0)
+moved = np.asarray(network(pixels, training=True))
+assert moved.shape == pixels.shape and np.isfinite(moved).all()
+assert network.evaluate(pixels, pixels, verbose=0) == 0  # nothing is distorted in evaluation
+"""
+
+
+def test_a_network_that_distorts_its_images_is_compiled_on_jax():
+    pytest.importorskip("jax")
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 # Helpers
