@@ -40,6 +40,9 @@ with metadata.csv (file_name,text,label), a CSV file, or a Parquet file.
 
 FUSIONS = ("concat", "mean", "product", "late-mean", "late-product")
 CLASSIFIERS = ("linear-svm", "rbf-svm", "logistic", "mlp")
+# What a training writes beside the model.
+REPORT_FILE = "report.json"
+FIGURE_FILES = ("scores.png", "confusion.png", "cases.png")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,7 +115,13 @@ def _add_train(commands) -> None:
         "--classifier", choices=CLASSIFIERS, default="linear-svm", help="default: %(default)s"
     )
     parser.add_argument("--fusion", choices=FUSIONS, default="concat", help="default: %(default)s")
-    parser.add_argument("--test-size", type=_fraction, default=0.2, help="default: %(default)s")
+    parser.add_argument(
+        "--test-size",
+        type=_fraction,
+        default=0.2,
+        help="share of the test part; with a column 'group' about the nearest of 1/2, 1/3, 1/4, … "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument("--cv", type=_folds, metavar="K", help="also cross-validate on K folds")
     _add_encoder_options(parser)
@@ -286,7 +295,7 @@ def run_train(options: argparse.Namespace) -> None:
             name: model.fit(X_train, labels[train]).predict(X_test)
             for name, model in models.items()
         }
-    table = compare(predictions, y_test, seed=options.seed)
+    table = compare(predictions, y_test, groups=groups[test], seed=options.seed)
     print_scores(table)
     report = {"settings": settings(options), "pairs": sizes, "scores": table.to_dict("index")}
     if options.cv:
@@ -336,7 +345,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from cmlearn.persistence import load_model
 
     model = load_model(options.model)
-    data, labels, _ = load_labelled_pairs(options.data, options.encoding)
+    data, labels, groups = load_labelled_pairs(options.data, options.encoding)
+    if not all(isinstance(name, str) for name in model.classes_):
+        raise ValueError(
+            f"{options.model} was trained on numbers ({', '.join(map(str, model.classes_[:5]))}, "
+            "…) in the place of class names, so its answers cannot be compared with the names in "
+            f"{options.data}. Train it on the names: np.asarray(pairs.target_names)[pairs.target]."
+        )
     unknown = sorted(set(labels) - set(model.classes_))
     if unknown:
         raise ValueError(
@@ -346,7 +361,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         )
     with naming_rows(data):
         predicted = model.predict(data)
-    print_scores(compare({"image + text": predicted}, labels))
+    print_scores(compare({"image + text": predicted}, labels, groups=groups))
     print(f"\n{per_class_report(labels, predicted).round(3).to_string()}")
 
 
@@ -375,6 +390,12 @@ def predicted_rows(model: BaseEstimator, table: pd.DataFrame, pairs: pd.DataFram
         raise ValueError(
             "the model was trained on images and texts, but the input has no column 'text'. "
             "Add it, with one text a row."
+        )
+    taken = [name for name in ("prediction", "probability") if name in table]
+    if taken:
+        raise ValueError(
+            f"the input has a column {taken[0]!r} already, which would be overwritten. Rename it, "
+            "or leave it out."
         )
     with naming_rows(pairs):
         predicted = without_embedded_images(table).assign(prediction=model.predict(pairs))
@@ -444,7 +465,7 @@ def write_report(folder: Path, report: dict, y_test: np.ndarray, y_pred: np.ndar
     per_class = per_class_report(y_test, y_pred)
     print(f"\n{per_class.round(3).to_string()}")
     report |= {"per class": per_class.to_dict("index"), "provenance": provenance()}
-    (folder / "report.json").write_text(
+    (folder / REPORT_FILE).write_text(
         json.dumps(report, indent=2, ensure_ascii=False, default=float), encoding="utf-8"
     )
 
@@ -475,12 +496,12 @@ def write_plots(
         "text": predictions["text alone"],
         "both": fused,
     }
-    figures = {
-        "scores.png": lambda: plotting.plot_intervals(intervals),
-        "confusion.png": lambda: plotting.plot_confusion_matrix(y_test, fused),
-        "cases.png": lambda: plotting.plot_rescues(y_test, by_modality, images=images),
-    }
-    for name, draw in figures.items():
+    drawings = (
+        lambda: plotting.plot_intervals(intervals),
+        lambda: plotting.plot_confusion_matrix(y_test, fused),
+        lambda: plotting.plot_rescues(y_test, by_modality, images=images),
+    )
+    for name, draw in zip(FIGURE_FILES, drawings, strict=True):
         draw()
         plt.gcf().savefig(folder / name, dpi=150, bbox_inches="tight")
         plt.close("all")
@@ -492,10 +513,13 @@ def check_model_folder(out: Path) -> None:
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out must name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / MODEL_FILE).is_file():
+    written = {MODEL_FILE, REPORT_FILE, *FIGURE_FILES}
+    there = os.listdir(out) if out.is_dir() else []
+    foreign = sorted(set(there) - written)
+    if foreign:
         raise ValueError(
-            f"{out} holds files that no earlier training wrote; nothing was changed. "
-            "Give --out another folder."
+            f"{out} holds files that no earlier training wrote ({', '.join(foreign[:5])}"
+            f"{', …' if len(foreign) > 5 else ''}); nothing was changed. Give --out another folder."
         )
     check_writable(out.absolute().parent)
 

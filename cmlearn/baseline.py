@@ -39,6 +39,11 @@ def build_classifier(name: str, *, seed: int, probabilities: bool = False) -> Ba
     Returns
     -------
     classifier
+
+    Raises
+    ------
+    ValueError
+        If there is no classifier of that name.
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.linear_model import LogisticRegression
@@ -48,7 +53,12 @@ def build_classifier(name: str, *, seed: int, probabilities: bool = False) -> Ba
         return NeuralClassifier(random_state=seed)
     if name == "logistic":
         return LogisticRegression(C=1.0, max_iter=2000)
-    machine = SVC(kernel="linear") if name == "linear-svm" else SVC(kernel="rbf", C=10.0)
+    machines = {"linear-svm": SVC(kernel="linear"), "rbf-svm": SVC(kernel="rbf", C=10.0)}
+    if name not in machines:
+        raise ValueError(
+            f"classifier must be one of linear-svm, rbf-svm, logistic, mlp; got {name!r}"
+        )
+    machine = machines[name]
     return CalibratedClassifierCV(machine, ensemble=False) if probabilities else machine
 
 
@@ -134,7 +144,8 @@ def split_pairs(
     groups : ndarray of shape (n,)
         Pairs of one group are related and stay on one side, if there are such groups.
     test_size : float
-        Share of the test part, in (0, 1). With groups, the nearest of 1/2, 1/3, 1/4, ….
+        Share of the test part, in (0, 1). With groups it is only met roughly: about the nearest of
+        1/2, 1/3, 1/4, … is taken, and groups stay whole.
     seed : int
         Seed of the shuffle.
 
@@ -168,7 +179,8 @@ def split_pairs(
         return tuple(
             train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels)
         )
-    folds = StratifiedGroupKFold(max(2, round(1 / test_size)), shuffle=True, random_state=seed)
+    n_folds = min(range(2, len(set(groups)) + 1), key=lambda n: abs(1 / n - test_size))
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class need not be in every fold: the first one that has all classes is taken.
         warnings.filterwarnings("ignore", message="The least populated class")
@@ -204,7 +216,11 @@ def _content(image: object) -> bytes:
 
 
 def compare(
-    predictions: dict[str, np.ndarray], y_true: np.ndarray, *, seed: int = 42
+    predictions: dict[str, np.ndarray],
+    y_true: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    seed: int = 42,
 ) -> pd.DataFrame:
     """Return accuracy, its bootstrap 95% interval and macro-F1, a row a model.
 
@@ -214,6 +230,9 @@ def compare(
         Predicted labels of each model.
     y_true : ndarray of shape (n,)
         True labels.
+    groups : ndarray of shape (n,), optional
+        Pairs of one group are related, so that the bootstrap draws them together. Where all pairs
+        are of one group, there is nothing else to draw than pairs.
     seed : int
         Seed of the resampling.
 
@@ -222,9 +241,13 @@ def compare(
     DataFrame
         Index: the models. Columns: ``accuracy``, ``low``, ``high``, ``macro F1``.
     """
+    if groups is not None and len(set(groups)) < 2:
+        groups = None
     rows = {}
     for name, y_pred in predictions.items():
-        interval = bootstrap_interval(accuracy_score, y_true, y_pred, random_state=seed)
+        interval = bootstrap_interval(
+            accuracy_score, y_true, y_pred, groups=groups, random_state=seed
+        )
         rows[name] = {
             "accuracy": accuracy_score(y_true, y_pred),
             "low": interval.low,

@@ -49,7 +49,7 @@ def split_by_dirichlet(
     Raises
     ------
     ValueError
-        If an argument is outside its range.
+        If an argument is outside its range, or a label is missing.
 
     References
     ----------
@@ -62,6 +62,9 @@ def split_by_dirichlet(
     [1, 0, 0, 0, 1, 0]
     """
     y = column_or_1d(y)
+    missing = np.flatnonzero(pd.isna(y))
+    if len(missing):
+        raise ValueError(f"y has no label in row {missing[0]}: give one, or leave the row out")
     if not isinstance(n_clients, int | np.integer) or not 1 <= n_clients <= len(y):
         raise ValueError(
             f"n_clients={n_clients!r} must be a whole number from 1 to {len(y)} (rows)"

@@ -26,6 +26,11 @@ TRUSTED_TYPES = frozenset(
         "cmlearn.alignment.RegularizedCCA",
         "cmlearn.alignment.ZeroShotClassifier",
         "cmlearn.calibration.TemperatureScaling",
+        "cmlearn.efficiency.DistilledClassifier",
+        "cmlearn.efficiency.EarlyExit",
+        "cmlearn.federated.FederatedClassifier",
+        "cmlearn.federated.VerticalClassifier",
+        "cmlearn.finetuning.FineTunedCNN",
         "cmlearn.fusion.Fusion",
         "cmlearn.fusion.LateFusion",
         "cmlearn.fusion._CellsToMatrix",
@@ -34,6 +39,7 @@ TRUSTED_TYPES = frozenset(
         "cmlearn.generation.ModalityImputer",
         "cmlearn.generation.NearestPrototype",
         "cmlearn.generation.RidgeGenerator",
+        "cmlearn.hierarchy.FinerLabels",
         "cmlearn.image.CNNEncoder",
         "cmlearn.image.ColorHistogram",
         "cmlearn.image.HOGEncoder",
@@ -41,6 +47,9 @@ TRUSTED_TYPES = frozenset(
         "cmlearn.image.SIFTBagOfWords",
         "cmlearn.models.FusionClassifier",
         "cmlearn.models.NeuralClassifier",
+        "cmlearn.privacy.DPClassifier",
+        "cmlearn.shift.MahalanobisDetector",
+        "cmlearn.shift.NeighborDetector",
         "cmlearn.text.FastTextEncoder",
         "cmlearn.text.GloVeEncoder",
         "cmlearn.text.SentenceEncoder",
@@ -50,6 +59,9 @@ TRUSTED_TYPES = frozenset(
         "sklearn.calibration._SigmoidCalibration",
         # The columns that a fitted ColumnTransformer leaves out, in scikit-learn 1.5 to 1.7.
         "sklearn.compose._column_transformer._RemainderColsList",
+        # What scikit-learn's nearest neighbours keep.
+        "sklearn.metrics._dist_metrics.EuclideanDistance64",
+        "sklearn.neighbors._kd_tree.KDTree",
     }
 )
 
@@ -72,6 +84,12 @@ def save_model(model: BaseEstimator, folder: str | Path) -> Path:
     -------
     Path
         The file written. It appears under its name only when it is whole.
+
+    Raises
+    ------
+    ModelFileError
+        If the model holds something that `load_model` would refuse, for instance a function of
+        your own. Nothing is written then.
     """
     import skops.io
 
@@ -80,6 +98,13 @@ def save_model(model: BaseEstimator, folder: str | Path) -> Path:
     target = folder / MODEL_FILE
     with replace_when_whole(target) as partial:
         skops.io.dump(model, partial)
+        unknown = _unknown_types(partial)
+        if unknown:
+            raise ModelFileError(
+                f"the model holds {', '.join(unknown)}, which load_model would refuse, because a "
+                "model file may come from a stranger. Nothing was written. Build the model of "
+                "scikit-learn's and cmlearn's parts alone, or keep yours with skops or joblib."
+            )
     return target
 
 
@@ -110,14 +135,20 @@ def load_model(folder: str | Path) -> BaseEstimator:
             f"{path} does not exist. Give the folder that `python -m cmlearn train … --out` wrote."
         )
     with _naming_damage(path):
-        unknown = set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES
+        unknown = _unknown_types(path)
     if unknown:
         raise ModelFileError(
-            f"{path} holds types that cmlearn does not trust: {', '.join(sorted(unknown))}. "
+            f"{path} holds types that cmlearn does not trust: {', '.join(unknown)}. "
             "Nothing was loaded. Load only models from people whom you know."
         )
     with _naming_damage(path):
         return skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
+
+
+def _unknown_types(path: Path) -> list[str]:
+    import skops.io
+
+    return sorted(set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES)
 
 
 @contextmanager

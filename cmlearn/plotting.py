@@ -129,6 +129,8 @@ def plot_confusion_matrix(y_true, y_pred, *, target_names=None, ax=None) -> "Axe
     display.plot(ax=ax, cmap="Blues", colorbar=False, xticks_rotation=90, values_format=".2f")
     for text, count in zip(display.text_.flat, counts.flat, strict=True):
         text.set_text(str(count) if count else "")
+    for name in [*ax.get_xticklabels(), *ax.get_yticklabels()]:
+        name.set_parse_math(False)  # a class may be called "$5 to $10"
     display.im_.set_clim(0, 1)
     ax.set(xlabel="predicted class", ylabel="true class")
     _use_fonts_with_the_glyphs(ax)
@@ -213,7 +215,9 @@ def plot_embedding(
     if images is not None:
         _draw_thumbnails(ax, points, list(images), n_thumbnails, random_state)
     ax.set(xlabel=axis_names[0], ylabel=axis_names[1])
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend = ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    for name in legend.get_texts():
+        name.set_parse_math(False)
     _use_fonts_with_the_glyphs(ax)
     return ax
 

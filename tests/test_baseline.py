@@ -35,6 +35,16 @@ def test_groups_stay_whole_and_every_class_is_on_both_sides():
 
 
 @pytest.mark.parametrize(
+    ("share", "expected"), [(0.4, 1 / 3), (0.29, 1 / 4), (0.2, 1 / 5), (0.8, 1 / 2)]
+)
+def test_with_groups_the_share_is_the_nearest_of_one_half_one_third_and_so_on(share, expected):
+    groups = np.repeat(np.arange(60), 4)
+    labels = np.where(groups % 2, "a", "b").astype(object)
+    _, test = split_pairs(labels, groups, test_size=share)
+    assert len(test) / len(labels) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(
     ("labels", "groups", "share", "message"),
     [
         ("aaab", "1234", 0.5, "a single pair .* b"),
@@ -70,6 +80,22 @@ def test_compare_equals_scikit_learns_scores(rng):
     spread = np.sqrt(table.loc["model", "accuracy"] * (1 - table.loc["model", "accuracy"]) / 60)
     width = table.loc["model", "high"] - table.loc["model", "low"]
     assert width == pytest.approx(2 * 1.96 * spread, rel=0.3)  # the normal approximation
+
+
+def test_compare_draws_related_pairs_together(rng):
+    groups = np.repeat(np.arange(20), 10)
+    y_true = np.full(200, "a")
+    y_pred = np.where(rng.random(20) < 0.6, "a", "b")[groups]  # right or wrong as a group
+    width = np.ptp(compare({"m": y_pred}, y_true)[["low", "high"]].to_numpy())
+    wide = np.ptp(compare({"m": y_pred}, y_true, groups=groups)[["low", "high"]].to_numpy())
+    assert wide == pytest.approx(width * np.sqrt(10), rel=0.3)
+    one = compare({"m": y_pred}, y_true, groups=np.zeros(200))
+    pd.testing.assert_frame_equal(one, compare({"m": y_pred}, y_true))
+
+
+def test_an_unknown_classifier_is_named():
+    with pytest.raises(ValueError, match="linear-svm, rbf-svm, logistic, mlp; got 'linear_svm'"):
+        build_classifier("linear_svm", seed=0)
 
 
 def test_cross_validation_keeps_groups_whole(rng):

@@ -103,6 +103,25 @@ def test_views_are_standardised_on_the_training_rows_and_weigh_alike(rng):
     np.testing.assert_allclose(sizes, 1.0)
 
 
+def test_zero_shot_scores_of_four_photographs():
+    likeness = np.array(
+        [
+            [0.9, 0.1, 0.2, 0.0],  # seen, right
+            [0.2, 0.3, 0.8, 0.1],  # seen, taken for an unseen one
+            [0.9, 0.1, 0.2, 0.1],  # unseen, right among the unseen alone
+            [0.1, 0.2, 0.3, 0.8],  # unseen, right among all
+        ]
+    )
+    found = grocery.zero_shot_scores(likeness, np.array([0, 1, 2, 3]), np.array([3, 2]))
+    assert found == {
+        "among unseen": 1.0,
+        "chance": 0.5,
+        "seen, among all": 0.5,
+        "unseen, among all": 0.5,
+        "harmonic mean": 0.5,
+    }
+
+
 def test_zero_shot_finds_held_out_classes_when_codes_and_pictures_agree(rng):
     """Eighty-one classes on a line of codes that the pictures show through a linear map."""
     codes = normalize(rng.normal(size=(81, 6)))

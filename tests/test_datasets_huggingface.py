@@ -117,6 +117,14 @@ def test_rows_with_the_same_picture_or_group_are_related(tmp_path):
     assert load_huggingface(folder, group="who").groups.tolist() == ["p", "q", "q", "p"]
 
 
+@pytest.mark.parametrize("missing", [None, " "])
+def test_a_row_without_a_group_is_named(tmp_path, missing):
+    columns = {"text": ["a"] * 3, "label": list("xyx"), "who": ["p", missing, "q"]}
+    folder = write(tmp_path / "twice", image=pictures(PICTURES[:3]), **columns)
+    with pytest.raises(DatasetError, match=r"row 1: the column 'who' holds .*, not a group"):
+        load_huggingface(folder, group="who")
+
+
 # Streaming, keeping, going on
 
 

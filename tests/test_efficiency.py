@@ -27,6 +27,7 @@ from cmlearn.efficiency import (
 )
 from cmlearn.fusion import LateFusion, feature_table
 from cmlearn.models import FUSIONS, SEQUENCE_FUSIONS, FusionClassifier, count_flops
+from cmlearn.persistence import load_model, save_model
 
 onnx = pytest.importorskip("onnx")
 keras = pytest.importorskip("keras")
@@ -487,12 +488,28 @@ def test_bad_student_is_refused(iris, parameters, message):
         student().set_params(**parameters).fit(*iris)
 
 
+def test_a_student_answers_as_before_saving(iris, tmp_path):
+    model = student(epochs=1).fit(*iris)
+    save_model(model, tmp_path)
+    np.testing.assert_array_equal(
+        load_model(tmp_path).predict_proba(iris[0]), model.predict_proba(iris[0])
+    )
+
+
 # --- Early exit ----------------------------------------------------------------------------------
 
 
 def stages(cheap=None):
     cheap = LogisticRegression(max_iter=500) if cheap is None else cheap
     return [("cheap", cheap, [0, 1]), ("all", LogisticRegression(max_iter=500), [0, 1, 2, 3])]
+
+
+def test_an_early_exit_answers_as_before_saving(iris, tmp_path):
+    model = EarlyExit(stages(), [1, 10]).fit(*iris)
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    np.testing.assert_array_equal(again.predict(iris[0]), model.predict(iris[0]))
+    assert again.mean_cost(iris[0]) == model.mean_cost(iris[0])
 
 
 def test_the_threshold_decides_who_answers(iris):

@@ -140,6 +140,11 @@ def test_flowers_stored_answer_agrees():
 # --- Bad input -----------------------------------------------------------------------------------
 
 
+def test_a_missing_label_is_named():
+    with pytest.raises(ValueError, match="no label in row 2"):
+        split_by_dirichlet([0.0, 1.0, np.nan, 0.0], 2)
+
+
 def test_a_client_without_rows_is_refused():
     with pytest.raises(ValueError, match=r"client \[1\] has none: n_rows is \[3, 0\]"):
         average_weights([np.zeros(2), np.zeros(2)], [3, 0])

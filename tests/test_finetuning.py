@@ -22,6 +22,7 @@ from cmlearn.finetuning import (
     smoothed_cross_entropy,
 )
 from cmlearn.image import ImageError
+from cmlearn.persistence import load_model, save_model
 
 keras = pytest.importorskip("keras")
 
@@ -97,6 +98,13 @@ def test_the_answer_to_an_image_does_not_depend_on_the_others(taught, images):
     pixels, _ = images
     alone = np.vstack([taught.predict_proba(pixels[i : i + 1]) for i in range(3)])
     np.testing.assert_allclose(alone, taught.predict_proba(pixels)[:3], atol=1e-4)
+
+
+def test_it_answers_as_before_saving(taught, images, tmp_path):
+    pixels, _ = images
+    save_model(taught, tmp_path)
+    again = load_model(tmp_path)
+    np.testing.assert_array_equal(again.predict_proba(pixels), taught.predict_proba(pixels))
 
 
 def test_it_can_be_pickled_and_cloned(taught, images):

@@ -25,6 +25,7 @@ import pyarrow.parquet
 import pytest
 import skops.io
 from PIL import Image
+from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 from sklearn.preprocessing import FunctionTransformer
 
@@ -36,7 +37,7 @@ from cmlearn.baseline import build_models, split_pairs
 from cmlearn.datasets import load_folder
 from cmlearn.metrics import bootstrap_interval
 from cmlearn.models import NeuralClassifier
-from cmlearn.persistence import load_model
+from cmlearn.persistence import load_model, save_model
 
 COLOURS = {"1": (200, 40, 40), "2": (40, 180, 40), "3": (40, 60, 200)}
 WORDS = {"1": "red apple", "2": "green lime", "3": "blue berry"}
@@ -322,6 +323,23 @@ def test_evaluate_names_classes_that_the_model_does_not_know(model, tmp_path, ca
     assert "classes that the model was not trained on: 9. It knows: 1, 2, 3." in error
 
 
+def test_evaluate_names_a_model_that_was_trained_on_numbers(pairs, tmp_path, capsys):
+    loaded = load_folder(pairs)
+    save_model(DummyClassifier().fit(loaded.data, loaded.target), tmp_path)
+    assert main(["evaluate", str(tmp_path), str(pairs)]) == 1
+    error = capsys.readouterr().err
+    assert "was trained on numbers (0, 1, 2, …) in the place of class names" in error
+
+
+@pytest.mark.parametrize("column", ["prediction", "probability"])
+def test_predict_does_not_write_over_a_column(model, pairs, tmp_path, column, capsys):
+    table_of(pairs, **{column: "my own notes"}).to_csv(pairs / "new.csv", index=False)
+    out = tmp_path / "predictions.csv"
+    assert main(["predict", str(model), f"{pairs}/new.csv", "--out", str(out)]) == 1
+    assert f"has a column '{column}' already" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_predict_keeps_rows_and_columns_in_order(model, pairs, tmp_path):
     table = table_of(pairs, note='said "a, b"', price=["007"] * 24).iloc[::-1]
     table.to_csv(pairs / "new.csv", index=False)
@@ -543,7 +561,7 @@ def test_embed_refuses_engines_and_workers_that_do_not_exist(pairs, tmp_path, op
 def test_foreign_folders_and_files_are_left_alone(pairs, model, tmp_path, capsys):
     (tmp_path / "thesis.doc").write_text("years of work")
     assert train(pairs, tmp_path, pairs) == 1
-    assert "holds files that no earlier training wrote; nothing was changed" in (
+    assert "holds files that no earlier training wrote (thesis.doc); nothing was changed" in (
         capsys.readouterr().err
     )
     assert train(pairs, tmp_path / "thesis.doc", pairs) == 1
@@ -555,6 +573,14 @@ def test_foreign_folders_and_files_are_left_alone(pairs, model, tmp_path, capsys
     assert train(pairs, tmp_path / "thesis.doc" / "model", pairs) == 1
     assert "thesis.doc cannot be written to" in capsys.readouterr().err
     assert (tmp_path / "thesis.doc").read_text() == "years of work"
+
+
+def test_training_again_does_not_remove_what_was_put_beside_the_model(pairs, tmp_path, capsys):
+    assert train(pairs, tmp_path / "model", pairs) == 0
+    (tmp_path / "model" / "predictions.csv").write_text("an afternoon's work")
+    assert train(pairs, tmp_path / "model", pairs) == 1
+    assert "no earlier training wrote (predictions.csv); nothing" in capsys.readouterr().err
+    assert (tmp_path / "model" / "predictions.csv").read_text() == "an afternoon's work"
 
 
 @pytest.mark.parametrize("command", ["train", "embed", "predict"])

@@ -1,17 +1,26 @@
+import importlib
+import inspect
 import json
+import pkgutil
 import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import skops.io
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 
+import cmlearn
+from cmlearn.federated import FederatedClassifier, VerticalClassifier
 from cmlearn.fusion import Fusion
-from cmlearn.persistence import MODEL_FILE, ModelFileError, load_model, save_model
+from cmlearn.hierarchy import FinerLabels
+from cmlearn.persistence import MODEL_FILE, TRUSTED_TYPES, ModelFileError, load_model, save_model
+from cmlearn.privacy import DPClassifier
+from cmlearn.shift import MahalanobisDetector, NeighborDetector
 from cmlearn.text import GloVeEncoder
 
 
@@ -46,6 +55,59 @@ def test_a_failed_save_leaves_the_earlier_model(table, tmp_path, monkeypatch):
     monkeypatch.setattr(skops.io, "dump", write_half)
     with pytest.raises(OSError, match="the disk is full: free some space"):
         save_model(model, tmp_path)
+    assert (tmp_path / MODEL_FILE).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [MODEL_FILE]
+
+
+def public_estimators():
+    """Return the names of all estimators that the package offers."""
+    found = set()
+    for module in pkgutil.iter_modules(cmlearn.__path__):
+        if module.name.startswith("_") or module.ispkg:
+            continue
+        name = f"cmlearn.{module.name}"
+        for each, thing in inspect.getmembers(importlib.import_module(name), inspect.isclass):
+            own = thing.__module__ == name and not each.startswith("_")
+            if own and issubclass(thing, BaseEstimator):
+                found.add(f"{name}.{each}")
+    return found
+
+
+def test_every_estimator_of_the_package_may_be_loaded():
+    found = public_estimators()
+    assert {"cmlearn.fusion.Fusion", "cmlearn.finetuning.FineTunedCNN"} <= found
+    assert found <= TRUSTED_TYPES
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        DPClassifier(random_state=0),
+        FederatedClassifier(random_state=0),
+        VerticalClassifier(random_state=0),
+        FinerLabels(LogisticRegression(), column="kind"),
+        MahalanobisDetector(),
+        NeighborDetector(),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_they_answer_as_before_saving(table, tmp_path, model):
+    X, y = table
+    X = pd.DataFrame(X, columns=["a", "b", "c"])
+    if isinstance(model, FinerLabels):
+        X = X.assign(kind=["small", "small", "large", "large"] * 5)
+    model.fit(X, y)
+    save_model(model, tmp_path)
+    answer = "predict" if hasattr(model, "predict") else "score_samples"
+    again = getattr(load_model(tmp_path), answer)(X)
+    np.testing.assert_array_equal(again, getattr(model, answer)(X))
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    save_model(StandardScaler(), tmp_path)
+    before = (tmp_path / MODEL_FILE).read_bytes()
+    with pytest.raises(ModelFileError, match=r"holds .*forbidden.*Nothing was written"):
+        save_model(FunctionTransformer(forbidden), tmp_path)
     assert (tmp_path / MODEL_FILE).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [MODEL_FILE]
 

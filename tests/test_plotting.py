@@ -118,6 +118,18 @@ def test_confusion_matrix_takes_string_labels():
     assert written(ax) == ["", "1", "", "1"]
 
 
+@pytest.mark.parametrize("name", ["$5 to $10", "a_$b^$"])
+def test_names_of_classes_are_no_formulas(name):
+    ax = plot_confusion_matrix([name, "hat"], [name, "hat"])
+    draw(ax)
+    names = [*ax.get_xticklabels(), *ax.get_yticklabels()]
+    assert [text.get_text() for text in names].count(name) == 2
+    ax = plot_embedding(np.eye(4), [name, name, "hat", "hat"])
+    draw(ax)
+    assert name in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert not any(text.get_parse_math() for text in [*names, *ax.get_legend().get_texts()])
+
+
 # --- plot_learning_curve --------------------------------------------------------------------------
 
 HISTORY = {

@@ -379,7 +379,7 @@ def _row(source: _Source, number: int, record: dict, label_names: list[str] | No
     if "text" in cells:
         row["text"] = _text(place, source.columns["text"], cells["text"])
     if "group" in cells:
-        row["group"] = str(cells["group"])
+        row["group"] = _group(place, source.columns["group"], cells["group"])
     return row
 
 
@@ -404,6 +404,15 @@ def _text(place: str, column: str, value: object) -> str:
             "out, or take another column by text="
         )
     return value
+
+
+def _group(place: str, column: str, value: object) -> str:
+    if value is None or value != value or not str(value).strip():  # NaN differs from itself
+        raise DatasetError(
+            f"{place}: the column {column!r} holds {_shortened(value)}, not a group; rows without "
+            "one would count as related. Give each a value of its own, or leave group= out"
+        )
+    return str(value)
 
 
 def _label(place: str, column: str, value: object, names: list[str] | None) -> str:

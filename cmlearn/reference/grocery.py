@@ -264,7 +264,7 @@ def zero_shot(
     knowledge["both"] = np.hstack(list(knowledge.values()))
     rows = []
     for seed in range(repeats):
-        unseen = np.random.default_rng(seed).permutation(81)[:HELD_OUT]
+        unseen = unseen_kinds(len(texts), seed)
         for name, codes in knowledge.items():
             rows.append(
                 {"repeat": seed, "knowledge": name}
@@ -285,14 +285,43 @@ def without_photographs(
     ridge = Ridge(chosen_strength(X[train], target[train], codes)).fit(
         X[train], codes[target[train]]
     )
-    likeness = unit(ridge.predict(X)) @ unit(codes).T
-    among_unseen = unseen[likeness[test & is_unseen][:, unseen].argmax(axis=1)]
-    nearest = likeness.argmax(axis=1)
-    seen_right = float(np.mean(nearest[test & ~is_unseen] == target[test & ~is_unseen]))
-    unseen_right = float(np.mean(nearest[test & is_unseen] == target[test & is_unseen]))
+    likeness = unit(ridge.predict(X[test])) @ unit(codes).T
+    return zero_shot_scores(likeness, target[test], unseen)
+
+
+def unseen_kinds(n_kinds: int, seed: int) -> np.ndarray:
+    """Draw the kinds of which no photograph is shown."""
+    return np.random.default_rng(seed).permutation(n_kinds)[:HELD_OUT]
+
+
+def zero_shot_scores(
+    likeness: np.ndarray, target: np.ndarray, unseen: np.ndarray
+) -> dict[str, float]:
+    """Return the accuracies of answers by likeness, on kinds with and without photographs.
+
+    Parameters
+    ----------
+    likeness : ndarray of shape (n, n_kinds)
+        Of each photograph and the code of each kind.
+    target : ndarray of shape (n,), int
+        The kind of each photograph.
+    unseen : ndarray of int
+        The kinds of which no photograph was seen in training.
+
+    Returns
+    -------
+    dict
+        ``among unseen``: share of the photographs of unseen kinds that are right when only unseen
+        kinds may be answered, and its ``chance``; ``seen, among all`` and ``unseen, among all``:
+        shares when every kind may be answered, and their ``harmonic mean``.
+    """
+    is_unseen = np.isin(target, unseen)
+    among_unseen = unseen[likeness[is_unseen][:, unseen].argmax(axis=1)]
+    right = likeness.argmax(axis=1) == target
+    seen_right, unseen_right = float(right[~is_unseen].mean()), float(right[is_unseen].mean())
     total = seen_right + unseen_right
     return {
-        "among unseen": float(np.mean(among_unseen == target[test & is_unseen])),
+        "among unseen": float(np.mean(among_unseen == target[is_unseen])),
         "chance": 1 / len(unseen),
         "seen, among all": seen_right,
         "unseen, among all": unseen_right,
