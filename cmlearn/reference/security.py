@@ -36,6 +36,8 @@ N_STEPS = 4
 N_ATTACKED = 40  # test pictures of each seed
 RATES = (0.05, 0.15)
 STICKER = 0.25  # side of the sticker, as a share of the picture's
+N_USUAL = 50  # training pairs that stand for what is usual in Shapley values
+QUIET = (0.0, 0.25, 0.5)  # how much an attacker minds the alarm
 N_HARDENED = 600  # training pictures that adversarial training attacks
 TARGET = 0
 TRIGGER = "serendipity"
@@ -202,6 +204,29 @@ def pixel_scores(cnn, heads, pairs, rows, *, seed, epsilons=EPSILONS) -> list[di
     return found
 
 
+def control_scores(cnn, heads, pairs, rows, *, seed, epsilon=4.0) -> list[dict]:
+    """Return what pictures changed without knowing a head do to it, beside those that know it.
+
+    Random signs move every pixel as far as the attack does. The attack on the picture's head never
+    saw the gradients of the fused ones.
+    """
+    x, y, text = pairs.pixels[rows], pairs.labels[rows], pairs.text[rows]
+    signs = np.random.default_rng(seed).choice([-epsilon, epsilon], size=x.shape)
+    changed = {"random signs": np.clip(x + signs, 0, 255)} | {
+        f"PGD on {name}": attack_pixels(cnn, heads[name], pairs, rows, epsilon=epsilon, seed=seed)
+        for name in ("image", "concat")
+    }
+    return [
+        {
+            "change": change,
+            "model": name,
+            "accuracy": (answers(heads[name], image, text) == y).mean(),
+        }
+        for change, image in ((change, encode(cnn, pixels)) for change, pixels in changed.items())
+        for name in ("image", "concat", "late product")
+    ]
+
+
 def candidates_for(names) -> dict[str, list[str]]:
     """Return the eight nearest words of every word in the names."""
     import re
@@ -301,6 +326,32 @@ def agreement_scores(cnn, heads, pairs, rows, *, seed) -> dict[str, float]:
     return {name: _auroc(scores, clean) for name, scores in attacked.items()}
 
 
+def quiet_scores(cnn, heads, pairs, rows, *, seed, weights=QUIET) -> list[dict]:
+    """Return what is left of concat, and of the alarm, when the attacker minds the alarm.
+
+    The attack lowers the true class for concat and, by a weight, raises it for the picture's head,
+    which then agrees with the untouched name.
+    """
+    y, text = pairs.labels[rows], pairs.text[rows]
+
+    def told(image):
+        return disagreement(*(probabilities(heads[one], image, text) for one in ("image", "text")))
+
+    found = []
+    for weight in weights:
+
+        def minding(pair, weight=weight):
+            return heads["concat"](pair) - weight * heads["image"](pair)
+
+        pixels = attack_pixels(cnn, minding, pairs, rows, epsilon=4.0, seed=seed)
+        image = encode(cnn, pixels)
+        found.append(
+            {"weight": weight, "accuracy": (answers(heads["concat"], image, text) == y).mean()}
+            | {"alarm": _auroc(told(image), told(pairs.image[rows]))}
+        )
+    return found
+
+
 def _auroc(attacked, clean) -> float:
     truth = np.repeat([1, 0], [len(attacked), len(clean)])
     return roc_auc_score(truth, np.concatenate([attacked, clean]))
@@ -374,10 +425,11 @@ def poison_scores(pairs, marked, train, test, *, seed, rates=RATES) -> list[dict
     return found
 
 
-def shapley_detection(head, where, pairs, marked, train, rows) -> float:
+def shapley_detection(head, where, pairs, marked, train, rows, *, seed) -> float:
     """Return the AUROC of a modality's Shapley value less the other's, triggered against clean."""
     rows = rows[pairs.labels[rows] != TARGET]
-    usual = _cells(pairs.image[train[:30]], pairs.text[train[:30]])
+    some = np.random.default_rng(seed).choice(train, N_USUAL, replace=False)
+    usual = _cells(pairs.image[some], pairs.text[some])
     parts = {one: pairs[one][rows] for one in ("image", "text")}
     other = "text" if where == "image" else "image"
     scores = []
@@ -427,13 +479,15 @@ def seed_scores(seed: int) -> dict:
         "clean": {name: clean(head, test) for name, head in (heads | hard).items()},
         "clean_attacked": {name: clean(head, rows) for name, head in (heads | hard).items()},
         "pixels": pixel_scores(cnn, heads | hard, pairs, rows, seed=seed),
+        "controls": control_scores(cnn, heads, pairs, rows, seed=seed),
         "words": word_scores(heads, pairs, rows),
         "written": written_scores(cnn, heads, pairs, rows, seed=seed),
         "swapped": swapped_scores(heads, pairs, rows, seed=seed),
         "agreement": agreement_scores(cnn, heads, pairs, rows, seed=seed),
+        "quiet": quiet_scores(cnn, heads, pairs, rows, seed=seed),
         "poison": poison_scores(pairs, marked, train, test, seed=seed),
         "shapley": {
-            one: shapley_detection(head, one, pairs, marked, train, rows)
+            one: shapley_detection(head, one, pairs, marked, train, rows, seed=seed)
             for one, head in bad.items()
         },
     }
