@@ -8,6 +8,7 @@ report anywhere else.
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -101,7 +102,11 @@ def _versions() -> dict[str, str]:
 def _is_installed(root: Path, extras: tuple[str, ...]) -> bool:
     # The build leaves an .egg-info in the checkout, which does not say where cmlearn is installed.
     found = importlib.metadata.distributions(name="cmlearn")
-    ours = [one for one in found if root.as_uri() in (one.read_text("direct_url.json") or "")]
+    ours = [
+        one
+        for one in found
+        if json.loads(one.read_text("direct_url.json") or "{}").get("url") == root.as_uri()
+    ]
     if not ours:
         return False
     there = _versions()

@@ -537,19 +537,23 @@ def _noisy_sgd(learning_rate: float, seed: int):
 
         def build(self, variables):
             super().build(variables)
-            self._noisy = [
-                v.path.startswith(_TOWER_LAYERS) and v.name == "kernel" for v in variables
+            # In a compiled step the shape of a gradient need not be known; its variable's is.
+            self._noise_shapes = [
+                tuple(v.shape) if v.path.startswith(_TOWER_LAYERS) and v.name == "kernel" else None
+                for v in variables
             ]
 
         def apply(self, grads, trainable_variables=None):
             if not self.built:
                 self.build(trainable_variables)
-            noisy = zip(grads, self._noisy, strict=True)
-            grads = [self._with_noise(gradient) if yes else gradient for gradient, yes in noisy]
+            grads = [
+                gradient if shape is None else self._with_noise(gradient, shape)
+                for gradient, shape in zip(grads, self._noise_shapes, strict=True)
+            ]
             super().apply(grads, trainable_variables)
 
-        def _with_noise(self, gradient):
-            noise = keras.random.normal(gradient.shape, dtype=gradient.dtype, seed=self.noise)
+        def _with_noise(self, gradient, shape):
+            noise = keras.random.normal(shape, dtype=gradient.dtype, seed=self.noise)
             return gradient + ops.std(gradient) * noise
 
     return NoisySGD()

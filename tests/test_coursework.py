@@ -1,5 +1,6 @@
 """Checks, the sandbox, and grading: honest submissions, accidents and attacks."""
 
+import base64
 import csv
 import io
 import json
@@ -163,16 +164,33 @@ def test_arrays_tables_and_sparse_matrices_come_back():
         assert around(array).dtype == array.dtype and np.array_equal(around(array), array)
     assert around(np.float32(0.1)) == np.float32(0.1) and around(np.bool_(True)) == True  # noqa: E712
     frame = pd.DataFrame({"a": [1, 2], "b": ["x", None]}, index=[5, 7])
-    pd.testing.assert_frame_equal(around(frame), frame, check_dtype=False)
-    pd.testing.assert_series_equal(
-        around(frame["a"]), frame["a"], check_names=False, check_dtype=False
-    )
+    pd.testing.assert_frame_equal(around(frame), frame)
+    pd.testing.assert_series_equal(around(frame["a"]), frame["a"])
+    times = pd.DataFrame({"day": pd.to_datetime(["2026-01-02"]), "small": np.array([3], np.int8)})
+    pd.testing.assert_frame_equal(around(times), times)
     sparse = scipy.sparse.random(5, 4, 0.5, random_state=0)
     assert np.array_equal(around(sparse).toarray(), sparse.toarray())
     assert around(np.array(["a", None], dtype=object)).tolist() == ["a", None]
+    lists = np.empty(2, dtype=object)
+    lists[:] = [[1, 2], [3, 4]]
+    assert around(lists).shape == (2,) and around(lists)[1] == [3, 4]
+    assert around(lists.reshape(1, 2)).shape == (1, 2)
+
+
+def test_an_array_that_would_never_end_is_refused():
+    header = {"descr": "<U0", "fortran_order": False, "shape": (10**12,)}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, header)
+    sent = {"is": "array", "of": base64.b64encode(buffer.getvalue()).decode()}
+    with pytest.raises(ValueError, match="that holds nothing"):
+        _messages.decode(sent, None)
 
 
 def test_what_has_no_plain_form_stays_where_it_is():
+    masked = np.ma.masked_array([1, 2], mask=[True, False])
+    assert _messages.encode(masked, lambda value: 4) == {
+        "is": "kept", "of": 4, "type": "MaskedArray",
+    }  # fmt: skip
     kept = []
     sent = _messages.encode([print, 1], lambda value: kept.append(value) or 0)
     assert kept == [print]
@@ -184,8 +202,6 @@ def test_what_has_no_plain_form_stays_where_it_is():
 def test_no_array_of_objects_is_read_since_it_could_hold_code():
     buffer = io.BytesIO()
     np.save(buffer, np.array([print], dtype=object), allow_pickle=True)
-    import base64
-
     sent = {"is": "array", "of": base64.b64encode(buffer.getvalue()).decode()}
     with pytest.raises(ValueError, match="pickle"):
         _messages.decode(sent, None)
@@ -220,6 +236,9 @@ def test_errors_arrive_as_pythons_own_kinds(sandbox):
                        "def g(): raise ValueError('because')\ndef h(): raise Odd('x')")  # fmt: skip
     with pytest.raises(ValueError, match="because"):
         sandbox["g"]()
+    sandbox.ask("run", "def stop(x): raise StopIteration('enough')")
+    with pytest.raises(RuntimeError, match="enough"):  # or a loop of the test would end in peace
+        list(map(sandbox["stop"], [1, 2]))
     with pytest.raises(KeyError, match="Odd"):
         sandbox["h"]()
     with pytest.raises(ZeroDivisionError) as caught:
@@ -456,6 +475,66 @@ def test_a_folder_becomes_a_table_and_pages(course, built, tmp_path):
     assert scope["score"] == 5 and [t["max_score"] for t in scope["tests"]] == [2, 3]
     board = (out / "leaderboard.csv").read_text("utf-8-sig").splitlines()
     assert board[0] == "assignment,measure,value,submission" and len(board) == 4
+
+
+def damaged(path, method=None):
+    """Write a zip file whose content is damaged, or compressed by a method that Python lacks."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.ipynb", nbformat.writes(notebook()))
+    content = bytearray(path.read_bytes())
+    if method is None:
+        content[45:80] = bytes(35)
+    else:
+        for mark, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+            content[content.index(mark) + place] = method
+    path.write_bytes(bytes(content))
+
+
+@isolated
+def test_what_one_submission_is_like_costs_no_other_its_grade(built, tmp_path, monkeypatch):
+    place, out = tmp_path / "in", tmp_path / "out"
+    place.mkdir()
+    nbformat.write(notebook(), place / "ann.ipynb")
+    nbformat.write(notebook(total="raise ValueError('\\ud800')"), place / "surrogate.ipynb")
+    Path(os.fsdecode(bytes(place) + b"/M\xfcller.ipynb")).write_text(nbformat.writes(notebook()))
+    damaged(place / "stream.zip")
+    damaged(place / "method.zip", method=9)
+    for name, source in (("five", 5), ("none", None)):
+        written = json.loads(nbformat.writes(notebook()))
+        written["cells"][0]["source"] = source
+        (place / f"{name}.ipynb").write_text(json.dumps(written))
+    grades = {made.submission: made for made in grade_folder(place, out, built, limits=LIMITS)}
+    assert len(grades) == 7
+    assert grades["ann"].score == grades["M\\udcfcller"].score == 5
+    assert grades["surrogate"].status == "graded"
+    for name in ("stream", "method", "five", "none"):
+        assert grades[name].status.startswith("cannot be read: ")
+    pages = {path.stem for path in (out / "feedback").iterdir()}
+    assert pages == {path.stem for path in (out / "gradescope").iterdir()} == set(grades)
+
+    def unforeseen(*arguments, **settings):
+        raise LookupError("nobody thought of this")
+
+    monkeypatch.setattr("cmlearn.coursework.grade.grade", unforeseen)
+    for made in grade_folder(place, out, built, limits=LIMITS):
+        assert made.status.startswith(("cannot be read: ", "could not be graded (LookupError: "))
+
+
+@isolated
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [(Limits(memory=60), "more than 60 MiB"), (Limits(seconds=0.05), "longer than 0.05 s")],
+)
+def test_a_limit_that_no_process_can_keep_is_named(limits, said):
+    made = grade(as_submission(notebook()), TESTS, limits=limits)
+    assert said in made.status and "this limit is too low" in made.status
+
+
+def test_tests_that_submissions_could_read_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cmlearn.coursework.grade.isolation", lambda: None)
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert main([str(tmp_path / "in"), "--built", str(tmp_path / "built")]) == 2
+    assert f"lies in {tmp_path}, which every submission can read" in capsys.readouterr().err
 
 
 def test_two_files_of_one_name_are_two_submissions(tmp_path):

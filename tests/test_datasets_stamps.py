@@ -435,6 +435,30 @@ def test_a_package_that_leads_out_is_refused(tmp_path, name, content, problem):
     assert not (tmp_path / "evil.txt").exists()
 
 
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb to pack it with")
+def test_a_package_in_ubuntus_compression_is_unpacked(tmp_path, stamps):
+    inside = tmp_path / "content" / "usr" / "share" / "tuxpaint" / "stamps"
+    shutil.copytree(stamps, inside)
+    (tmp_path / "content" / "DEBIAN").mkdir()
+    (tmp_path / "content" / "DEBIAN" / "control").write_text(
+        "Package: stamps\nVersion: 1\nArchitecture: all\nMaintainer: -\nDescription: -\n"
+    )
+    deb = tmp_path / "stamps.deb"
+    subprocess.run(
+        ["dpkg-deb", "-Zzstd", "--build", str(tmp_path / "content"), str(deb)],
+        check=True,
+        capture_output=True,
+    )
+    (tmp_path / "out").mkdir()
+    _stamps_source._unpack_package(deb, tmp_path / "out")
+    expected = {path.relative_to(stamps) for path in stamps.rglob("*") if path.is_file()}
+    found = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")}
+    assert found and found == {p for p in expected if p.suffix in _stamps_source.KEPT}
+    deb.write_bytes(deb.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match=r"stamps\.deb: .* cannot be unpacked"):
+        _stamps_source._unpack_package(deb, tmp_path / "out")
+
+
 def test_other_links_in_a_package_are_not_unpacked(tmp_path):
     members = {"./usr/share/tuxpaint/stamps/a/b.txt": b"x"}
     members["l"] = link("./usr/share/doc/changelog", "../x")

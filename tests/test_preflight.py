@@ -1,8 +1,10 @@
 """What a chapter says before it runs, and how the package is installed beside what is there."""
 
+import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -233,6 +235,15 @@ def test_it_installs_and_a_second_run_asks_pip_nothing(venv, tmp_path):
     command = [str(venv), "-E", "-c", "import cmlearn; print(cmlearn.__file__)"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert found.stdout.strip() == str(root / "cmlearn" / "__init__.py")
+
+
+@pytest.mark.parametrize(("folder", "expected"), [("project", True), ("project-old", False)])
+def test_a_checkout_of_a_longer_name_is_another(tmp_path, monkeypatch, folder, expected):
+    url = json.dumps({"url": (tmp_path / folder).as_uri()})
+    installed = types.SimpleNamespace(read_text=lambda name: url, requires=[])
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **name: [installed])
+    monkeypatch.setattr(preflight, "_versions", dict)
+    assert preflight._is_installed(tmp_path / "project", ()) is expected
 
 
 def test_it_fails_rather_than_replace_a_package(venv, tmp_path):

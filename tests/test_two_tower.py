@@ -195,8 +195,9 @@ def test_the_noisy_kernels_are_those_of_the_towers(pairs, monkeypatch):
     assert len(kernels) > len(noisy)
 
 
-def test_balanced_training_goes_without_a_trace_into_the_kept_network(pairs):
-    model = small("cross-attention", balance=0.5, epochs=1, missing="embedding").fit(*pairs)
+@pytest.mark.parametrize("how", ["cross-attention", "bottleneck"])
+def test_balanced_training_goes_without_a_trace_into_the_kept_network(pairs, how, in_graph):
+    model = small(how, balance=0.5, epochs=1, missing="embedding").fit(*pairs)
     assert "answer" not in model.config_ and "image_score" not in model.config_
     assert model.predict_proba(pairs[0]).shape == (40, 2)
 

@@ -32,7 +32,14 @@ from cmlearn.coursework._checks import (
     read_tests,
     run_checks,
 )
-from cmlearn.coursework.sandbox import Limits, Sandbox, SandboxError, Stopped, isolation
+from cmlearn.coursework.sandbox import (
+    Limits,
+    Sandbox,
+    SandboxError,
+    Stopped,
+    isolation,
+    visible_below,
+)
 
 __all__ = ["Grade", "Submission", "find_submissions", "grade", "grade_folder", "main"]
 
@@ -123,13 +130,19 @@ def find_submissions(folder: Path) -> Iterator[Submission]:
     for path, name in zip(paths, names, strict=True):
         if names.count(name) > 1:  # a notebook and a zip file: one page of feedback each
             name = path.relative_to(folder).as_posix()
+        name = _printable(name)
         if path.is_symlink() or not path.is_file():
             yield Submission(name, problem="is a link or no plain file, and was not followed")
             continue
         try:
             yield _read(name, path)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except Exception as error:  # one damaged file must not stop the grading of the others
             yield Submission(name, problem=f"cannot be read: {error}")
+
+
+def _printable(text: str) -> str:
+    """Return a text that every file takes: bytes of a name that are not UTF-8 become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_handed_in(path: Path, folder: Path) -> bool:
@@ -142,6 +155,8 @@ def _read(name: str, path: Path) -> Submission:
     try:
         notebook = nbformat.reads(content.decode("utf-8"), as_version=4)
         cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        if not all(isinstance(cell, str) for cell in cells):
+            raise TypeError("the source of a cell is no text")
     except Exception as error:  # nbformat raises many kinds; all mean the same here
         raise ValueError(f"it is not a notebook ({type(error).__name__}: {error})") from None
     named = notebook.metadata.get("cmlearn", {})
@@ -223,15 +238,15 @@ def grade(
     steps, gone = _steps(submission.cells, list(tests))
     if gone:
         made.notes.append(f"no check cell for {', '.join(gone)}: tested at the end")
-    with Sandbox(limits or Limits(), cache=cache, isolated=isolated) as sandbox:
-        try:
+    try:
+        with Sandbox(limits or Limits(), cache=cache, isolated=isolated) as sandbox:
             for source, question in steps:
                 if question is None:
                     _run_cell(sandbox, source, made)
                 else:
                     made.results[question] = _test(sandbox, question, tests[question])
-        except Stopped as stopped:
-            made.status = f"stopped: {stopped}"
+    except Stopped as stopped:
+        made.status = f"stopped: {stopped}"
     made.seconds = time.monotonic() - started
     return made
 
@@ -309,9 +324,16 @@ def grade_folder(
     ------
     SandboxError, FileNotFoundError
         When nothing can be graded.
+    ValueError
+        When submissions could read the instructor's tests, or each other, where they lie.
     """
     if isolated and (reason := isolation()):
         raise SandboxError(reason)
+    for place in (folder, built):
+        if isolated and (bound := visible_below(place)):
+            raise ValueError(
+                f"{place} lies in {bound}, which every submission can read. Move it elsewhere."
+            )
     tests = _all_tests(built)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder.")
@@ -328,8 +350,14 @@ def grade_folder(
         if submission.problem is not None:
             return Grade(submission.name, submission.assignment or "", submission.problem)
         cache = built / submission.assignment / "cache"
-        return grade(submission, tests[submission.assignment], limits=limits, isolated=isolated,
-                     cache=cache if cache.is_dir() else None)  # fmt: skip
+        try:
+            return grade(submission, tests[submission.assignment], limits=limits,
+                         isolated=isolated, cache=cache if cache.is_dir() else None)  # fmt: skip
+        except SandboxError:
+            raise
+        except Exception as error:  # what nobody foresaw must not cost the others their grades
+            problem = f"could not be graded ({type(error).__name__}: {error})"
+            return Grade(submission.name, submission.assignment, _printable(problem))
 
     grades = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -352,8 +380,8 @@ def _all_tests(built: Path) -> dict[str, dict[str, str]]:
 
 def _write_all(grades: list[Grade], out: Path, built: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "grades.csv").write_text(_grades_csv(grades, built), "utf-8-sig")
-    (out / "leaderboard.csv").write_text(_leaderboard_csv(grades), "utf-8-sig")
+    (out / "grades.csv").write_text(_printable(_grades_csv(grades, built)), "utf-8-sig")
+    (out / "leaderboard.csv").write_text(_printable(_leaderboard_csv(grades)), "utf-8-sig")
     for made in grades:
         for kind, ending, content in (
             ("feedback", "html", feedback_page(made)),
@@ -361,7 +389,7 @@ def _write_all(grades: list[Grade], out: Path, built: Path) -> None:
         ):
             path = out / kind / f"{made.submission}.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, "utf-8")
+            path.write_text(_printable(content), "utf-8")
 
 
 def _grades_csv(grades: list[Grade], built: Path) -> str:
@@ -491,12 +519,12 @@ def main(arguments: list[str] | None = None) -> int:
         )  # fmt: skip
     except SandboxError as error:
         print(
-            f"Submissions are not run without isolation: {error}. --not-isolated runs them with "
-            "your own rights; do that only with code that you trust.",
+            f"Nothing was graded: {error}. Where isolation is what is missing, --not-isolated runs "
+            "submissions with your own rights; do that only with code that you trust.",
             file=sys.stderr,
         )
         return 2
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{len(grades)} submissions; {chosen.out / 'grades.csv'}")

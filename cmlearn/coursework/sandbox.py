@@ -32,7 +32,7 @@ import psutil
 
 from cmlearn.coursework import _messages
 
-__all__ = ["Limits", "Remote", "Sandbox", "SandboxError", "Stopped", "isolation"]
+__all__ = ["Limits", "Remote", "Sandbox", "SandboxError", "Stopped", "isolation", "visible_below"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache",
@@ -74,6 +74,29 @@ class Limits:
     processes: int = 256
     output: float = 8
     disk: float = 256
+
+
+def _read_only() -> list[Path]:
+    """Return the folders and files of this machine that every submission can read."""
+    python = {Path(sys.prefix), Path(sys.base_prefix)} - {Path("/usr"), Path("/")}
+    return [path for path in [*map(Path, _SYSTEM), *sorted(python)] if path.exists()]
+
+
+def visible_below(path: Path) -> Path | None:
+    """Return the folder through which every submission could read a path, or None.
+
+    Parameters
+    ----------
+    path : path
+        Of the instructor's tests, for instance.
+
+    Returns
+    -------
+    pathlib.Path or None
+        A folder of the system, or of the Python environment.
+    """
+    place = path.resolve()
+    return next((one for one in _read_only() if place.is_relative_to(one.resolve())), None)
 
 
 def isolation() -> str | None:
@@ -140,6 +163,8 @@ class Sandbox:
     ------
     SandboxError
         When it is to be isolated and cannot be.
+    Stopped
+        When its limits do not suffice to start it.
     """
 
     def __init__(self, limits: Limits, *, cache: Path | None = None, isolated: bool = True):
@@ -174,7 +199,10 @@ class Sandbox:
         try:
             self.ask("has", "")  # before any of the submission's code: what fails here is ours
         except Stopped as stopped:
+            limit = self.reason
             self.close()
+            if limit is not None:
+                raise Stopped(f"{limit} before its first cell: this limit is too low") from None
             said = self.printed.decode("utf-8", "replace").strip()
             raise SandboxError(f"a submission's process did not start: {stopped}. {said}") from None
 
@@ -185,10 +213,8 @@ class Sandbox:
         # Folders that can be written come first and have a size; the rest is closed at the end.
         for path, size in (("/tmp", self.limits.disk * mib), ("/home", 2**20)):
             command += ["--size", str(int(size)), "--tmpfs", path]
-        python = {Path(sys.prefix), Path(sys.base_prefix)} - {Path("/usr"), Path("/")}
-        for path in [*map(Path, _SYSTEM), *sorted(python)]:
-            if path.exists():
-                command += ["--ro-bind", str(path), str(path)]
+        for path in _read_only():
+            command += ["--ro-bind", str(path), str(path)]
         command += ["--ro-bind", str(_PACKAGE), "/course/cmlearn"]
         if cache is not None:
             command += ["--ro-bind", str(cache.resolve()), "/cache"]
@@ -327,6 +353,8 @@ class Sandbox:
 def _rebuilt(reply: dict) -> Exception:
     kind = getattr(builtins, str(reply["error"]), Exception)
     known = isinstance(kind, type) and issubclass(kind, Exception)
+    if known and issubclass(kind, StopIteration | StopAsyncIteration):
+        known = False  # it would end a loop of the test instead of failing it
     try:
         error = (kind if known else RuntimeError)(str(reply.get("message")))
     except Exception:  # a kind that wants other arguments

@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import http.client
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import urllib.request
 import zlib
@@ -133,7 +135,7 @@ def _http_download(address: str, path: Path, size: int) -> None:
             goes_on = reply.status == 206  # 200: the server begins at the beginning
             with open(path, "ab" if goes_on else "wb") as file:
                 shutil.copyfileobj(reply, file, 2**20)
-    except OSError as error:  # what urllib raises, and a connection that breaks off
+    except (OSError, http.client.HTTPException) as error:  # also a connection that breaks off
         raise AssetError(f"{address} could not be downloaded ({error})") from error
     have = path.stat().st_size
     if have < size:
@@ -198,8 +200,19 @@ def _unpack_archive(path: Path, folder: Path) -> None:
 def _unpack_package(deb: Path, folder: Path) -> None:
     with open(deb, "rb") as file:
         name, start, size = _data_member(deb, file)
+        if name.endswith(".zst") and sys.version_info < (3, 14):
+            _unpack_by_dpkg(deb, folder)
+            return
         file.seek(start)
         _unpack_tar(deb, f"{name} in it", _Part(file, size), _INSIDE, folder)
+
+
+def _unpack_by_dpkg(deb: Path, folder: Path) -> None:
+    """Unpack what Ubuntu compresses by zstd, which Python reads from 3.14 on."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        _unpack_tar(deb, "its content", process.stdout, _INSIDE, folder)
+        process.stdout.read()  # the padding behind the last file, or dpkg-deb would miss a reader
 
 
 def _unpack_tar(path: Path, name: str, file, inside: str, folder: Path) -> None:

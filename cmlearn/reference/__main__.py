@@ -18,7 +18,14 @@ class TimeIsUp(BaseException):
 
 def main() -> int:
     """Compute the named reference runs, one after the other, and store them."""
-    options = _parser().parse_args()
+    known = _known_runs()
+    parser = _parser(known)
+    options = parser.parse_args()
+    for name in options.names:
+        if name not in known:
+            parser.error(f"there is no run {name!r}; there are {', '.join(known)}")
+    if not options.names:
+        parser.print_help()
     if options.minutes:
         _stop_after(options.minutes)
     for name in options.names:
@@ -32,14 +39,17 @@ def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    known = sorted(
+def _known_runs() -> list[str]:
+    return sorted(
         module.name
         for module in pkgutil.iter_modules(reference.__path__)
         if not module.name.startswith("_")
     )
+
+
+def _parser(known: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cmlearn.reference", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=known, metavar="NAME", help=", ".join(known))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument(
         "--minutes",
         type=float,
