@@ -1,12 +1,13 @@
 """What the page on full training says of its stored run, and the pieces that computed it."""
 
+import itertools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from cmlearn.reference import RUNS, finetuning, grocery
+from cmlearn.reference import RUNS, finetuning
 from cmlearn.reference.finetuning import EVERYTHING, LABELS
 from cmlearn.runtime import load_run
 
@@ -46,14 +47,17 @@ def test_one_network_asked_once_is_above_the_best_frozen_features(stored):
         assert np.mean([s["fine"] for s in stored["networks"][f"lite0, {name}"]["single"]]) > best
 
 
-def test_the_training_photographs_are_learned_by_heart(stored):
+def test_the_training_photographs_are_known_far_better_than_those_of_the_test(stored):
     plain = stored["networks"][f"lite0, {LABELS}"]
-    assert np.mean([curve[-1] for curve in plain["train accuracy"]]) > 0.99
+    known = np.mean([curve[-1] for curve in plain["train accuracy"]])
+    assert known > 0.95 > np.mean([seed["fine"] for seed in plain["single"]]) + 0.1
 
 
-def test_the_gain_has_an_interval_around_it(stored):
-    gain = stored["gains"][f"lite0, {EVERYTHING}"]
-    assert gain["low"] < gain["gain"] < gain["high"]
+def test_each_method_is_compared_with_each_before_it(stored):
+    pairs = itertools.combinations(finetuning.METHODS, 2)
+    assert set(stored["gains"]) == {f"lite0, {method} over {base}" for base, method in pairs}
+    for gain in stored["gains"].values():
+        assert gain["low"] < gain["gain"] < gain["high"]
 
 
 def test_a_gain_is_the_difference_of_the_shares(rng):
@@ -92,18 +96,14 @@ def small_data(n=12, size=32):
 
 def test_parts_are_trained_once_and_summed_up(tmp_path, monkeypatch):
     data = small_data()
-    monkeypatch.setattr(grocery, "HELD_OUT", 1)
     size = finetuning.Size({"lite0": 32}, 1, 4, 0.0, methods=(LABELS, EVERYTHING), seeds=(0, 1))
     for method, seed in finetuning.parts(size):
         finetuning.train_part(tmp_path, "lite0", method, seed, data, size)
-    for seed in size.seeds:
-        finetuning.train_without(tmp_path, "lite0", seed, data, size)
     found = finetuning.summary(tmp_path, data, size)
     assert set(found["networks"]) == {f"lite0, {LABELS}", f"lite0, {EVERYTHING}"}
     assert len(found["networks"][f"lite0, {LABELS}"]["single"]) == 2
     assert set(found["gains"]) == {f"lite0, {EVERYTHING} over {LABELS}"}
     assert len(found["recall"][f"lite0, {LABELS}"]) == 2
-    assert [scores["chance"] for scores in found["unseen"]["lite0"]["scores"]] == [1, 1]
 
     def never(*arguments, **settings):
         raise AssertionError("a part that was done is not trained again")
@@ -111,7 +111,6 @@ def test_parts_are_trained_once_and_summed_up(tmp_path, monkeypatch):
     monkeypatch.setattr(finetuning, "FineTunedCNN", never)
     for method, seed in finetuning.parts(size):
         finetuning.train_part(tmp_path, "lite0", method, seed, data, size)
-        finetuning.train_without(tmp_path, "lite0", seed, data, size)
 
 
 def test_each_network_is_measured_on_photographs_of_its_own_size(tmp_path, monkeypatch):
@@ -125,10 +124,8 @@ def test_each_network_is_measured_on_photographs_of_its_own_size(tmp_path, monke
     monkeypatch.setattr(finetuning, "GPU", size)
     monkeypatch.setattr(finetuning, "device", lambda: "GPU of a test")
     monkeypatch.setattr(finetuning, "read_data", lambda pixels: small_data(size=pixels))
-    for name in ("train_part", "train_without"):
-        monkeypatch.setattr(finetuning, name, lambda *arguments: None)
-    empty = {"networks": {}, "unseen": {}}
-    monkeypatch.setattr(finetuning, "summary", lambda *arguments: dict(empty))
+    monkeypatch.setattr(finetuning, "train_part", lambda *arguments: None)
+    monkeypatch.setattr(finetuning, "summary", lambda *arguments: {"networks": {}})
     monkeypatch.setattr(finetuning, "measure", measure)
     monkeypatch.setattr(
         finetuning, "save_run", lambda path, results, **rest: stored.update(results)
