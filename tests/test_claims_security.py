@@ -43,3 +43,17 @@ def test_fusion_withstands_exchanged_words_better_than_the_text(seeds):
 def test_agreement_finds_swapped_pairs_better_than_one_word(seeds):
     found = pd.DataFrame([one["agreement"] for one in seeds]).mean()
     assert found["swapped"] > 0.7 and found["swapped"] > found["one word"]
+
+
+def test_the_direction_does_more_than_any_grain_and_carries_over(seeds):
+    found = mean(seeds, "controls", ["change", "model"])
+    for model in ("image", "concat", "late product"):
+        assert found["PGD on image", model] < found["random signs", model] - 0.3
+    assert found["PGD on concat", "concat"] <= found["PGD on image", "concat"]
+
+
+def test_an_attacker_who_minds_the_alarm_is_quieter_in_every_seed(seeds):
+    for one in seeds:
+        quiet = pd.DataFrame(one["quiet"]).set_index("weight")
+        assert quiet["alarm"].iloc[-1] < quiet["alarm"].iloc[0]
+        assert quiet["accuracy"].iloc[-1] < 0.2
