@@ -88,8 +88,8 @@ def save_model(model: BaseEstimator, folder: str | Path) -> Path:
     Raises
     ------
     ModelFileError
-        If the model holds something that `load_model` would refuse, for instance a function of
-        your own. Nothing is written then.
+        If the model holds something that skops cannot write, for instance a DataFrame, or that
+        `load_model` would refuse, for instance a function of your own. Nothing is written then.
     """
     import skops.io
 
@@ -97,7 +97,13 @@ def save_model(model: BaseEstimator, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / MODEL_FILE
     with replace_when_whole(target) as partial:
-        skops.io.dump(model, partial)
+        try:
+            skops.io.dump(model, partial)
+        except TypeError as error:
+            raise ModelFileError(
+                f"{type(model).__name__} holds something that skops cannot write ({error}). "
+                "Nothing was written. joblib can keep it; such a file is for your own use alone."
+            ) from error
         unknown = _unknown_types(partial)
         if unknown:
             raise ModelFileError(
