@@ -394,8 +394,8 @@ def predicted_rows(model: BaseEstimator, table: pd.DataFrame, pairs: pd.DataFram
     taken = [name for name in ("prediction", "probability") if name in table]
     if taken:
         raise ValueError(
-            f"the input has a column {taken[0]!r} already, which would be overwritten. Rename it, "
-            "or leave it out."
+            f"the input has a column {taken[0]!r} already, which is a name that the output needs. "
+            "Rename it, or leave it out."
         )
     with naming_rows(pairs):
         predicted = without_embedded_images(table).assign(prediction=model.predict(pairs))

@@ -353,8 +353,8 @@ class Sandbox:
 def _rebuilt(reply: dict) -> Exception:
     kind = getattr(builtins, str(reply["error"]), Exception)
     known = isinstance(kind, type) and issubclass(kind, Exception)
-    if known and issubclass(kind, StopIteration | StopAsyncIteration):
-        known = False  # it would end a loop of the test instead of failing it
+    # These two would end a loop of the test instead of failing it.
+    known = known and not issubclass(kind, StopIteration | StopAsyncIteration)
     try:
         error = (kind if known else RuntimeError)(str(reply.get("message")))
     except Exception:  # a kind that wants other arguments

@@ -204,18 +204,16 @@ def pixel_scores(cnn, heads, pairs, rows, *, seed, epsilons=EPSILONS) -> list[di
     return found
 
 
-def control_scores(cnn, heads, pairs, rows, *, seed, epsilon=4.0) -> list[dict]:
+def control_scores(cnn, heads, pairs, rows, attacked, *, seed) -> list[dict]:
     """Return what pictures changed without knowing a head do to it, beside those that know it.
 
     Random signs move every pixel as far as the attack does. The attack on the picture's head never
-    saw the gradients of the fused ones.
+    saw the gradients of the fused ones. `attacked` holds the pictures after PGD, by head.
     """
     x, y, text = pairs.pixels[rows], pairs.labels[rows], pairs.text[rows]
-    signs = np.random.default_rng(seed).choice([-epsilon, epsilon], size=x.shape)
-    changed = {"random signs": np.clip(x + signs, 0, 255)} | {
-        f"PGD on {name}": attack_pixels(cnn, heads[name], pairs, rows, epsilon=epsilon, seed=seed)
-        for name in ("image", "concat")
-    }
+    signs = np.random.default_rng(seed).choice([-EPSILONS[-1], EPSILONS[-1]], size=x.shape)
+    changed = {"random signs": np.clip(x + signs, 0, 255)}
+    changed |= {f"PGD on {name}": pixels for name, pixels in attacked.items()}
     return [
         {
             "change": change,
@@ -305,23 +303,22 @@ def swapped_scores(heads, pairs, rows, *, seed) -> list[dict]:
 # --- Defences ------------------------------------------------------------------------------------
 
 
-def agreement_scores(cnn, heads, pairs, rows, *, seed) -> dict[str, float]:
-    """Return the AUROC of the disagreement of image and text head, by attack."""
+def alarm(heads, image, text) -> np.ndarray:
+    """Return how far the answers of the image and of the text head are apart, row by row."""
+    return disagreement(*(probabilities(heads[one], image, text) for one in ("image", "text")))
 
-    def told(image, text):
-        alone = (probabilities(heads[one], image, text) for one in ("image", "text"))
-        return disagreement(*alone)
 
-    clean = told(pairs.image[rows], pairs.text[rows])
+def agreement_scores(cnn, heads, pairs, rows, pixels, *, seed) -> dict[str, float]:
+    """Return the AUROC of the alarm by attack; `pixels` are the pictures after PGD on concat."""
+    clean = alarm(heads, pairs.image[rows], pairs.text[rows])
     partner = rows[swap_partners(pairs.labels[rows], random_state=seed)]
-    pixels = attack_pixels(cnn, heads["concat"], pairs, rows, epsilon=4.0, seed=seed)
     candidates = candidates_for(pairs.name[rows])
     known = word_rows(pairs, rows, candidates)
     texts = attack_words(heads["concat"], pairs, known, candidates)
     attacked = {
-        "swapped": told(pairs.image[rows], pairs.text[partner]),
-        "PGD, epsilon 4": told(encode(cnn, pixels), pairs.text[rows]),
-        "one word": told(pairs.image[known], encode_texts(texts)),
+        "swapped": alarm(heads, pairs.image[rows], pairs.text[partner]),
+        "PGD, epsilon 4": alarm(heads, encode(cnn, pixels), pairs.text[rows]),
+        "one word": alarm(heads, pairs.image[known], encode_texts(texts)),
     }
     return {name: _auroc(scores, clean) for name, scores in attacked.items()}
 
@@ -333,21 +330,17 @@ def quiet_scores(cnn, heads, pairs, rows, *, seed, weights=QUIET) -> list[dict]:
     which then agrees with the untouched name.
     """
     y, text = pairs.labels[rows], pairs.text[rows]
-
-    def told(image):
-        return disagreement(*(probabilities(heads[one], image, text) for one in ("image", "text")))
-
-    found = []
+    clean, found = alarm(heads, pairs.image[rows], text), []
     for weight in weights:
 
         def minding(pair, weight=weight):
             return heads["concat"](pair) - weight * heads["image"](pair)
 
-        pixels = attack_pixels(cnn, minding, pairs, rows, epsilon=4.0, seed=seed)
+        pixels = attack_pixels(cnn, minding, pairs, rows, epsilon=EPSILONS[-1], seed=seed)
         image = encode(cnn, pixels)
         found.append(
             {"weight": weight, "accuracy": (answers(heads["concat"], image, text) == y).mean()}
-            | {"alarm": _auroc(told(image), told(pairs.image[rows]))}
+            | {"alarm": _auroc(alarm(heads, image, text), clean)}
         )
     return found
 
@@ -475,15 +468,19 @@ def seed_scores(seed: int) -> dict:
 
     bad = {one: poisoned_head("concat", one, pairs, marked, train, rate=RATES[-1], seed=seed)
            for one in ("image", "text")}  # fmt: skip
+    attacked = {
+        name: attack_pixels(cnn, heads[name], pairs, rows, epsilon=EPSILONS[-1], seed=seed)
+        for name in ("image", "concat")
+    }
     return {
         "clean": {name: clean(head, test) for name, head in (heads | hard).items()},
         "clean_attacked": {name: clean(head, rows) for name, head in (heads | hard).items()},
         "pixels": pixel_scores(cnn, heads | hard, pairs, rows, seed=seed),
-        "controls": control_scores(cnn, heads, pairs, rows, seed=seed),
+        "controls": control_scores(cnn, heads, pairs, rows, attacked, seed=seed),
         "words": word_scores(heads, pairs, rows),
         "written": written_scores(cnn, heads, pairs, rows, seed=seed),
         "swapped": swapped_scores(heads, pairs, rows, seed=seed),
-        "agreement": agreement_scores(cnn, heads, pairs, rows, seed=seed),
+        "agreement": agreement_scores(cnn, heads, pairs, rows, attacked["concat"], seed=seed),
         "quiet": quiet_scores(cnn, heads, pairs, rows, seed=seed),
         "poison": poison_scores(pairs, marked, train, test, seed=seed),
         "shapley": {
