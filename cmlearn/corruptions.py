@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import numbers
 import re
 from collections.abc import Callable, Iterable
@@ -322,8 +323,9 @@ def corrupt_texts(
 
         - ``"typos"``: 20% of the words, at severity 1, to all of them, at 5, get one typo each,
           by :func:`cmlearn.robustness.add_typos`;
-        - ``"word drop"``: each word is left out with a chance of 15% to 75%. One word always
-          stays: a text without any is a missing modality, which is another test;
+        - ``"word drop"``: each word is left out with a chance of 15% to 75%, together with the
+          space before it; punctuation stays. One word always stays too: a text without any is a
+          missing modality, which is another test;
         - ``"synonyms"``: 20% to 100% of the words give way to the nearest other word in GloVe
           among the 50,000 most frequent. Near means used in like company: for "cat" it is "dog".
           A word without a vector stays;
@@ -416,8 +418,12 @@ def _frequent() -> np.ndarray:
 def _word_drop(text, words, rate, seed):
     draws = np.random.default_rng(seed).random(len(words))
     # The word with the highest draw goes last of all, so it is the one that stays.
-    kept = draws >= min(rate, draws.max())
-    return " ".join(word[0] for word, is_kept in zip(words, kept, strict=True) if is_kept)
+    dropped = draws < min(rate, draws.max())
+    pieces, end = [], 0
+    for word in itertools.compress(words, dropped):
+        pieces.append(text[end : word.start()].rstrip())
+        end = word.end()
+    return ("".join(pieces) + text[end:]).lstrip()
 
 
 def _truncation(text, words, rate, seed):

@@ -886,9 +886,10 @@ class EarlyExit(ClassifierMixin, _NamedParts):
     threshold_ : float
         A stage answers if it gives its first choice at least this probability; the last stage
         answers anyway.
-    curve_ : DataFrame
-        A row a threshold, from the out-of-fold answers of the training rows: ``threshold``,
-        ``accuracy``, ``cost`` (mean of a row) and the share of rows that each stage answers.
+    curve_ : dict of str to ndarray
+        An entry a threshold, from the out-of-fold answers of the training rows: ``threshold``,
+        ``accuracy``, ``cost`` (mean of a row) and, by its name, the share of rows that each stage
+        answers. ``pd.DataFrame(curve_)`` makes a table of it.
 
     Notes
     -----
@@ -948,7 +949,8 @@ class EarlyExit(ClassifierMixin, _NamedParts):
             scores.append(_stage_scores(classifier, seen, y, groups, self.cv, self.classes_))
             self.classifiers_[name] = fit_on(classifier, seen, y, groups, rows)
         self.temperatures_ = np.array([fit_temperature(part, codes) for part in scores])
-        self.curve_ = self._curve(self._calibrated(scores), codes)
+        curve = self._curve(self._calibrated(scores), codes)
+        self.curve_ = {name: column.to_numpy() for name, column in curve.items()}
         self.threshold_ = self.choose_threshold()
         return self
 
@@ -963,9 +965,12 @@ class EarlyExit(ClassifierMixin, _NamedParts):
 
     def choose_threshold(self) -> float:
         """Return the threshold that ``tolerance`` asks for, from ``curve_``."""
-        enough = self.curve_["accuracy"] >= self.curve_["accuracy"].iloc[-1] - self.tolerance
+        import pandas as pd
+
+        curve = pd.DataFrame(self.curve_)
+        enough = curve["accuracy"] >= curve["accuracy"].iloc[-1] - self.tolerance
         # At the same cost the more accurate, and then the more cautious.
-        order = self.curve_[enough].sort_values(
+        order = curve[enough].sort_values(
             ["cost", "accuracy", "threshold"], ascending=[True, False, False]
         )
         return float(order["threshold"].iloc[0])
@@ -979,10 +984,22 @@ class EarlyExit(ClassifierMixin, _NamedParts):
         return float(np.cumsum(self.costs)[self.answering_stage(X)].mean())
 
     def sweep(self, X, y) -> pd.DataFrame:
-        """Return accuracy and cost on labelled rows for every threshold, columns as ``curve_``."""
+        """Return accuracy and cost on labelled rows: a row a threshold, columns as ``curve_``.
+
+        Raises
+        ------
+        ValueError
+            If a label is none of ``classes_``; the message names its row.
+        """
         check_is_fitted(self, "threshold_")
         y = column_or_1d(y, warn=True)
         check_consistent_length(X, y)
+        unknown = np.flatnonzero(~np.isin(y, self.classes_))
+        if len(unknown):
+            raise ValueError(
+                f"row {unknown[0]} has the label {y.tolist()[unknown[0]]!r}, which no row of the "
+                "training had: leave such rows out, or count them as errors yourself"
+            )
         scores = [
             _scores(self.classifiers_[name], _safe_indexing(X, columns, axis=1), self.classes_)
             for name, _, columns in self.stages

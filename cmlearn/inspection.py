@@ -274,7 +274,8 @@ def occlude_patches(
         Pixels from one patch to the next; `patch_size` by default. Where patches overlap their
         falls are averaged.
     fill : number or array-like that broadcasts to an image
-        What is laid over the patch. White says nothing in a drawing on white; choose it with care.
+        What is laid over the patch, 0 to 255. White says nothing in a drawing on white; choose it
+        with care.
 
     Returns
     -------
@@ -284,8 +285,8 @@ def occlude_patches(
     Raises
     ------
     ValueError
-        If the patch does not fit into the image, the stride leaves gaps, or an image has values
-        outside [0, 255].
+        If the patch does not fit into the image, the stride leaves gaps, an image or `fill` has
+        values outside [0, 255], or `fill` has fractions that images of whole numbers cannot hold.
 
     References
     ----------
@@ -300,6 +301,7 @@ def occlude_patches(
             f"stride={stride} and patch_size={patch_size} must go up in this order from 1 to the "
             f"image's {min(height, width)} pixels"
         )
+    cover = np.broadcast_to(_checked_fill(fill, images), images.shape[1:])
     ask = _asker(predict, target, len(images))
     whole = ask(images)
     falls = np.zeros(images.shape[:3])
@@ -308,7 +310,7 @@ def occlude_patches(
         for left in _places(width, patch_size, stride):
             patch = (slice(top, top + patch_size), slice(left, left + patch_size))
             covered = images.copy()
-            covered[:, *patch] = np.broadcast_to(fill, images.shape[1:])[patch]
+            covered[:, *patch] = cover[patch]
             falls[:, *patch] += (whole - ask(covered))[:, None, None]
             counts[patch] += 1
     return (falls / counts).astype(np.float32)
@@ -512,8 +514,13 @@ def modality_share(values: pd.DataFrame) -> pd.Series:
     Returns
     -------
     Series of float between 0 and 1
-        The image's part in the sum of both absolute values, 0.5 where both are 0. Its mean over a
-        data set says how much the model leans on the image there [1]_.
+        The image's part in the sum of both absolute values, 0.5 where both are 0, NaN where a
+        value is missing. Its mean over a data set says how much the model leans on the image.
+
+    Notes
+    -----
+    MM-SHAP [1]_ makes the same fraction of the Shapley values of every patch and every word, which
+    it adds up within each modality. Here a modality as a whole is one player.
 
     References
     ----------
@@ -529,7 +536,7 @@ def modality_share(values: pd.DataFrame) -> pd.Series:
     """
     image, text = values["image"].abs(), values["text"].abs()
     total = image + text
-    return (image / total.where(total > 0)).fillna(0.5)
+    return (image / total).where(total != 0, 0.5)
 
 
 def _check_pairs(name: str, table: pd.DataFrame) -> None:
@@ -651,7 +658,7 @@ def deletion_insertion(
     n_steps : int
         In how many parts of equal size the pixels go.
     fill : number or array-like that broadcasts to `images`
-        What stands for a pixel that is not there: a colour, or blurred images.
+        What stands for a pixel that is not there, 0 to 255: a colour, or blurred images.
 
     Returns
     -------
@@ -661,8 +668,8 @@ def deletion_insertion(
     Raises
     ------
     ValueError
-        If the maps are not as large as the images, `n_steps` is below 1, or an image has values
-        outside [0, 255].
+        If the maps are not as large as the images, `n_steps` is below 1, an image or `fill` has
+        values outside [0, 255], or `fill` has fractions that images of whole numbers cannot hold.
 
     References
     ----------
@@ -677,7 +684,7 @@ def deletion_insertion(
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1; got {n_steps!r}")
     ask = _asker(predict, target, len(images))
-    without = np.broadcast_to(np.asarray(fill, images.dtype), images.shape)
+    without = np.broadcast_to(_checked_fill(fill, images), images.shape)
     ranks = _ranks(maps)
     curves = []
     for n_gone in np.linspace(0, ranks[0].size, n_steps + 1).round():
@@ -787,3 +794,19 @@ def _checked_images(images: np.ndarray) -> np.ndarray:
             "from 0 to 255. Give images as they were before they were normalised."
         )
     return images
+
+
+def _checked_fill(fill: Any, images: np.ndarray) -> np.ndarray:
+    """Return what stands for pixels in the type of the images, if it fits into that."""
+    found = np.asarray(fill)
+    if not ((found >= 0) & (found <= 255)).all():
+        raise ValueError(
+            f"fill has values from {found.min()} to {found.max()}; pixels go from 0 to 255"
+        )
+    exact = found.astype(images.dtype)
+    if images.dtype.kind in "iu" and not np.array_equal(exact, found):
+        raise ValueError(
+            f"fill has fractions, and the images are whole numbers ({images.dtype}): round fill, "
+            "or give the images as float32"
+        )
+    return exact

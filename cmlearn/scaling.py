@@ -78,7 +78,8 @@ def embed_pairs(
     Raises
     ------
     ImageError, DatasetError
-        When a picture or row cannot be used; the message names it. Nothing is written to `out`.
+        When a picture or row cannot be used, or the data have a column of features already; the
+        message names it. Nothing is written to `out`.
     ImportError
         When `engine` is ``"ray"`` and Ray is not installed.
     ValueError
@@ -322,9 +323,16 @@ def append_features(
     """
     import pyarrow as pa
 
+    from cmlearn.datasets import DatasetError
+
     features = pa.Table.from_pandas(without_embedded_images(table), preserve_index=False)
     for name, encoder in encoders.items():
         if name in pairs:
+            if f"{name}_features" in table:
+                raise DatasetError(
+                    f"{table.index[0]}: there is a column {name}_features already; rename it or "
+                    "take it out, so that the new features have a place"
+                )
             with naming_rows(pairs):
                 vectors = encoder.fit_transform(pairs[name])
             flat = pa.array(vectors.ravel(), type=pa.float32())

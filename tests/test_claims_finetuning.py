@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from cmlearn.reference import RUNS, finetuning
+from cmlearn.reference import RUNS, finetuning, grocery
 from cmlearn.reference.finetuning import EVERYTHING, LABELS
 from cmlearn.runtime import load_run
 
@@ -96,14 +96,20 @@ def small_data(n=12, size=32):
 
 def test_parts_are_trained_once_and_summed_up(tmp_path, monkeypatch):
     data = small_data()
+    monkeypatch.setattr(grocery, "HELD_OUT", 1)
     size = finetuning.Size({"lite0": 32}, 1, 4, 0.0, methods=(LABELS, EVERYTHING), seeds=(0, 1))
     for method, seed in finetuning.parts(size):
         finetuning.train_part(tmp_path, "lite0", method, seed, data, size)
+    for seed in size.seeds:
+        finetuning.train_without(tmp_path, "lite0", seed, data, size)
     found = finetuning.summary(tmp_path, data, size)
     assert set(found["networks"]) == {f"lite0, {LABELS}", f"lite0, {EVERYTHING}"}
     assert len(found["networks"][f"lite0, {LABELS}"]["single"]) == 2
     assert set(found["gains"]) == {f"lite0, {EVERYTHING} over {LABELS}"}
     assert len(found["recall"][f"lite0, {LABELS}"]) == 2
+    unseen = found["unseen"]["lite0"]
+    assert [scores["chance"] for scores in unseen["scores"]] == [1, 1]
+    assert [curve["unseen"][-1] for curve in unseen["trade_offs"]] == [1, 1]
 
     def never(*arguments, **settings):
         raise AssertionError("a part that was done is not trained again")
@@ -111,6 +117,26 @@ def test_parts_are_trained_once_and_summed_up(tmp_path, monkeypatch):
     monkeypatch.setattr(finetuning, "FineTunedCNN", never)
     for method, seed in finetuning.parts(size):
         finetuning.train_part(tmp_path, "lite0", method, seed, data, size)
+        finetuning.train_without(tmp_path, "lite0", seed, data, size)
+
+
+def test_a_network_that_is_asked_about_new_kinds_has_seen_none_of_their_photographs(
+    tmp_path, monkeypatch
+):
+    data, seen = small_data(), []
+
+    class Watched(finetuning.FineTunedCNN):
+        def fit(self, X, y):
+            seen.append((set(y.tolist()), len(X), len(self.families), len(self.teachers)))
+            return super().fit(X, y)
+
+    monkeypatch.setattr(grocery, "HELD_OUT", 1)
+    monkeypatch.setattr(finetuning, "FineTunedCNN", Watched)
+    size = finetuning.Size({"lite0": 32}, 1, 4, 0.0, seeds=(0,))
+    finetuning.train_without(tmp_path, "lite0", 0, data, size)
+    held_out = grocery.unseen_kinds(3, 0)
+    assert seen == [({0, 1, 2} - set(held_out.tolist()), 8, 2, 2)]
+    assert finetuning.load_part(tmp_path / "lite0-unseen-0.npz")["likeness"].shape == (12, 3)
 
 
 def test_each_network_is_measured_on_photographs_of_its_own_size(tmp_path, monkeypatch):
@@ -124,8 +150,10 @@ def test_each_network_is_measured_on_photographs_of_its_own_size(tmp_path, monke
     monkeypatch.setattr(finetuning, "GPU", size)
     monkeypatch.setattr(finetuning, "device", lambda: "GPU of a test")
     monkeypatch.setattr(finetuning, "read_data", lambda pixels: small_data(size=pixels))
-    monkeypatch.setattr(finetuning, "train_part", lambda *arguments: None)
-    monkeypatch.setattr(finetuning, "summary", lambda *arguments: {"networks": {}})
+    for name in ("train_part", "train_without"):
+        monkeypatch.setattr(finetuning, name, lambda *arguments: None)
+    empty = {"networks": {}, "unseen": {}}
+    monkeypatch.setattr(finetuning, "summary", lambda *arguments: dict(empty))
     monkeypatch.setattr(finetuning, "measure", measure)
     monkeypatch.setattr(
         finetuning, "save_run", lambda path, results, **rest: stored.update(results)

@@ -69,6 +69,8 @@ def test_kinds_without_photographs(stored):
         of_it = [row for row in rows if row["knowledge"] == knowledge]
         assert np.mean([row["among unseen"] for row in of_it]) > 3 * of_it[0]["chance"]
         assert all(row["unseen, among all"] < row["seen, among all"] for row in of_it)
+        for row, curve in zip(of_it, stored["trade_offs"][knowledge], strict=True):
+            assert curve["unseen"][-1] == row["among unseen"]
 
 
 def test_prototypes_are_nearest_centroids_on_the_sphere(rng):
@@ -122,6 +124,26 @@ def test_zero_shot_scores_of_four_photographs():
     }
 
 
+def test_the_trade_off_goes_from_all_answers_seen_to_none(rng):
+    likeness, target = rng.normal(size=(500, 9)), rng.integers(9, size=500)
+    likeness[np.arange(500), target] += 2
+    unseen = np.array([7, 1, 4])
+    seen = np.setdiff1d(np.arange(9), unseen)
+    found = grocery.trade_off(likeness, target, unseen)
+    is_unseen = np.isin(target, unseen)
+    for number, offset in enumerate(found["offset"]):
+        lowered = likeness.copy()
+        lowered[:, seen] -= offset
+        right = lowered.argmax(axis=1) == target
+        # A tie at the offset itself goes to the unseen kind; argmax may see it otherwise.
+        assert abs(found["seen"][number] - right[~is_unseen].mean()) < 1.5 / (~is_unseen).sum()
+        assert abs(found["unseen"][number] - right[is_unseen].mean()) < 1.5 / is_unseen.sum()
+    scores = grocery.zero_shot_scores(likeness, target, unseen)
+    assert found["unseen"][0] == found["seen"][-1] == 0
+    assert found["unseen"][-1] == scores["among unseen"]
+    assert found["seen"][0] * scores["among unseen"] > found["area"] > 0.3
+
+
 def test_zero_shot_finds_held_out_classes_when_codes_and_pictures_agree(rng):
     """Eighty-one classes on a line of codes that the pictures show through a linear map."""
     codes = normalize(rng.normal(size=(81, 6)))
@@ -134,8 +156,11 @@ def test_zero_shot_finds_held_out_classes_when_codes_and_pictures_agree(rng):
 
     data = Data()
     data.target, data.split = target, split
-    found = grocery.without_photographs(data, pictures, codes, np.arange(20))
+    unseen, asked = np.arange(20), target[split == "test"]
+    likeness = grocery.without_photographs(data, pictures, codes, unseen)
+    found = grocery.zero_shot_scores(likeness, asked, unseen)
     assert found["among unseen"] > 0.9 and found["unseen, among all"] > 0.9
     shuffled = codes[rng.permutation(81)]
-    broken = grocery.without_photographs(data, pictures, shuffled, np.arange(20))
+    likeness = grocery.without_photographs(data, pictures, shuffled, unseen)
+    broken = grocery.zero_shot_scores(likeness, asked, unseen)
     assert broken["among unseen"] < 0.3

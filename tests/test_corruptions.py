@@ -360,6 +360,14 @@ def test_word_drop_leaves_out_a_share_and_never_all():
     assert set(two) == {"red cup", "red", "cup"}
 
 
+def test_word_drop_leaves_the_punctuation():
+    dropped = corrupt_texts(["flag: one (big) star!"] * 400, "word drop", 4, random_state=0)
+    assert "flag: (big) star!" in dropped
+    for text in dropped:
+        assert [mark for mark in text if mark in ":()!"] == [":", "(", ")", "!"]
+        assert text == text.strip() and "  " not in text
+
+
 def test_synonym_is_the_nearest_in_glove():
     glove = load_word_vectors()
     for word in ("cat", "happy", "guitar"):

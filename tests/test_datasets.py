@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,15 @@ from PIL import Image
 from sklearn.metrics import mutual_info_score
 
 from cmlearn.assets import fetch
-from cmlearn.datasets import DatasetError, Scene, iter_pairs, load_emoji, load_folder, load_scenes
+from cmlearn.datasets import (
+    DatasetError,
+    Scene,
+    _folder,
+    iter_pairs,
+    load_emoji,
+    load_folder,
+    load_scenes,
+)
 
 # Emoji
 
@@ -431,6 +440,55 @@ def test_parquet_with_paths_and_with_embedded_bytes(table, tmp_path, monkeypatch
         with open(path, "rb") as stored:
             assert stored.read() == expected
     assert load_folder(folder).data.equals(embedded.data)
+
+
+def test_parquet_records_with_a_path_mean_the_file_beside_them(table, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMLEARN_CACHE", str(tmp_path / "cache"))
+    folder = table("", "unused.txt")
+    content = (folder / "b, c.png").read_bytes()
+    images = [{"bytes": None, "path": "a.png"}, {"bytes": content, "path": "elsewhere.png"}]
+    rows = pd.DataFrame({"image": images, "text": ["x", "y"], "label": [3, 10]})
+    rows.to_parquet(folder / "pairs.parquet")
+    other = tmp_path / "other"
+    other.mkdir()
+    picture(other / "a.png")
+    shutil.copy(folder / "pairs.parquet", other)
+    for place in (folder, other):
+        first, second = load_folder(place).data["image"]
+        assert first == str(place / "a.png")
+        assert Path(second).read_bytes() == content
+    (other / "a.png").unlink()
+    with pytest.raises(DatasetError, match=r"pairs\.parquet, row 1: .*a\.png does not exist"):
+        load_folder(other)
+
+
+def test_parquet_of_bytes_alone(table, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMLEARN_CACHE", str(tmp_path / "cache"))
+    folder = table("", "unused.txt")
+    images = [{"bytes": (folder / name).read_bytes()} for name in ("a.png", "b, c.png")]
+    rows = pd.DataFrame({"image": images, "text": ["x", "y"], "label": [3, 10]})
+    rows.to_parquet(folder / "pairs.parquet")
+    found = [Path(path).read_bytes() for path in load_folder(folder).data["image"]]
+    assert found == [image["bytes"] for image in images]
+
+
+def test_a_reader_that_is_overtaken_takes_what_the_faster_one_wrote(table, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMLEARN_CACHE", str(tmp_path / "cache"))
+    folder = table("", "unused.txt")
+    images = [{"bytes": (folder / name).read_bytes()} for name in ("a.png", "b, c.png")]
+    rows = pd.DataFrame({"image": images, "text": ["x", "y"], "label": [3, 10]})
+    rows.to_parquet(folder / "pairs.parquet")
+    extract, readers = _folder._extract, []
+
+    def overtaken(*arguments):
+        readers.append(arguments)
+        if len(readers) == 1:
+            load_folder(folder)
+        extract(*arguments)
+
+    monkeypatch.setattr(_folder, "_extract", overtaken)
+    found = [Path(path).read_bytes() for path in load_folder(folder).data["image"]]
+    assert found == [image["bytes"] for image in images] and len(readers) == 2
 
 
 @pytest.mark.parametrize(

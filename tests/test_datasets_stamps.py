@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -382,6 +384,22 @@ def test_the_package_is_downloaded_checked_and_unpacked(home, apt, tmp_path):
     assert list((tmp_path / "cache/downloads").iterdir()) == []
     load(home)
     assert len(apt[1]) == 2  # the second time no network is needed
+
+
+def test_two_at_once_download_the_package_once(home, apt, monkeypatch):
+    apt_get = _stamps_source._apt
+
+    def slow(*arguments, folder=None):
+        time.sleep(0.3)
+        return apt_get(*arguments, folder=folder)
+
+    monkeypatch.setattr(_stamps_source, "_apt", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(load, [home, home])
+    assert first.data["image"].tolist() == second.data["image"].tolist()
+    assert [asked for asked in apt[1] if "--print-uris" not in asked] == [
+        ("download", "tuxpaint-stamps-default")
+    ]
 
 
 def test_a_changed_package_is_refused_and_deleted(home, apt, tmp_path):

@@ -27,7 +27,7 @@ from cmlearn.efficiency import (
 )
 from cmlearn.fusion import LateFusion, feature_table
 from cmlearn.models import FUSIONS, SEQUENCE_FUSIONS, FusionClassifier, count_flops
-from cmlearn.persistence import ModelFileError, load_model, save_model
+from cmlearn.persistence import load_model, save_model
 
 onnx = pytest.importorskip("onnx")
 keras = pytest.importorskip("keras")
@@ -504,11 +504,22 @@ def stages(cheap=None):
     return [("cheap", cheap, [0, 1]), ("all", LogisticRegression(max_iter=500), [0, 1, 2, 3])]
 
 
-def test_an_early_exit_is_refused_since_its_curve_is_a_table(iris, tmp_path):
-    model = EarlyExit(stages(), [1, 10]).fit(*iris)
-    with pytest.raises(ModelFileError, match=r"EarlyExit holds .* cannot write .*Nothing was"):
-        save_model(model, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_an_early_exit_comes_back_from_its_file(iris, tmp_path):
+    X, y = iris
+    model = EarlyExit(stages(), [1, 10]).fit(X, y)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    assert loaded.choose_threshold() == model.threshold_
+    pd.testing.assert_frame_equal(loaded.sweep(X, y), model.sweep(X, y))
+
+
+def test_the_curve_of_early_exit_refuses_labels_that_it_cannot_give(iris):
+    X, y = iris
+    model = EarlyExit(stages(), [1, 10]).fit(X[y != "b"], y[y != "b"])
+    first = y.tolist().index("b")
+    with pytest.raises(ValueError, match=f"row {first} has the label 'b', which no row of the"):
+        model.sweep(X, y)
 
 
 def test_the_threshold_decides_who_answers(iris):

@@ -223,6 +223,35 @@ def test_occluded_patches_equal_the_parts_of_a_sum(linear, inputs, stride):
         np.testing.assert_allclose(found.sum(axis=(1, 2)) / 16, parts.sum(axis=(1, 2)), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [
+        (300, "fill has values from 300 to 300; pixels go from 0 to 255"),
+        ([0, -1, 0], "fill has values from -1 to 0"),
+        (float("nan"), "fill has values from nan"),
+        (127.5, r"fill has fractions.*uint8.*round fill"),
+    ],
+)
+def test_what_covers_pixels_must_be_pixels(inputs, fill, message):
+    images = inputs[0].astype(np.uint8)
+    maps = np.zeros(images.shape[:3])
+    with pytest.raises(ValueError, match=message):
+        occlude_patches(lambda batch: batch, images, 0, patch_size=4, fill=fill)
+    with pytest.raises(ValueError, match=message):
+        deletion_insertion(lambda batch: batch, images, maps, 0, fill=fill)
+
+
+def test_fractions_cover_images_of_real_numbers(inputs):
+    seen = []
+
+    def predict(batch):
+        seen.append(batch)
+        return np.zeros((3, CLASSES))
+
+    occlude_patches(predict, inputs[0].astype(np.float32), 0, patch_size=SIZE, fill=127.5)
+    assert (seen[1] == 127.5).all()
+
+
 def test_occlusion_leaves_the_images_and_their_order(inputs):
     images, seen = inputs[0].astype(np.uint8), []
 
@@ -296,6 +325,11 @@ def pairs(rng):
         return scores / scores.sum(axis=1, keepdims=True)
 
     return table, predict
+
+
+def test_the_share_of_what_is_missing_is_missing():
+    values = pd.DataFrame({"image": [0.1, np.nan, 0.0, -0.2], "text": [-0.3, 0.1, 0.0, 0.0]})
+    np.testing.assert_array_equal(modality_share(values), [0.25, np.nan, 0.5, 1])
 
 
 def test_modality_shapley_is_that_of_the_exact_explainer_of_shap(pairs, rng):

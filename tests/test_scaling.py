@@ -208,6 +208,17 @@ def test_a_file_of_nothing_but_pictures(tmp_path):
     assert pd.read_parquet(tmp_path / "f").columns.tolist() == ["image_features"]
 
 
+def test_features_that_are_there_already_are_not_written_beside_new_ones(pairs, encoders, tmp_path):
+    table = pd.read_csv(pairs / "pairs.csv").assign(image_features=0, text_features=0)
+    table.to_csv(pairs / "twice.csv", index=False)
+    with pytest.raises(DatasetError, match=r"twice\.csv, line 2: there is a column image_features"):
+        embed_pairs(pairs / "twice.csv", tmp_path / "f", encoders)
+    assert not (tmp_path / "f").exists()
+    encoders = {"text": encoders["text"]}
+    with pytest.raises(DatasetError, match="there is a column text_features already"):
+        embed_pairs(pairs / "twice.csv", tmp_path / "f", encoders)
+
+
 # What it costs
 
 

@@ -61,7 +61,8 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
        ``text`` and ``label``.
     4. One Parquet file, or a folder with one: the same columns. A picture may be a
        path or, as in the data sets of Hugging Face, a record of ``bytes`` and
-       ``path``; such bytes are written to the cache folder once.
+       ``path``; such bytes are written to the cache folder once, and a path counts
+       only where there are no bytes.
 
     Paths are relative to the file that holds them. A column ``group`` says which rows
     are related and must not be split; without it, rows with the same picture are.
@@ -379,19 +380,25 @@ def _read_parquet(path: Path) -> list[_Row]:
         with pyarrow.parquet.ParquetFile(path) as table:
             columns = _columns(path, table.schema_arrow.names, needs_label=True)
             embedded = pyarrow.types.is_struct(table.schema_arrow.field(columns["image"]).type)
-            folder = _extracted(path, table, columns["image"]) if embedded else path.parent
-            return list(_parquet_rows(path, table, columns, folder, embedded))
+            pictures = _extracted(path, table, columns["image"]) if embedded else None
+            return list(_parquet_rows(path, table, columns, pictures))
     except pyarrow.ArrowInvalid as error:
         raise DatasetError(f"{path}: not a Parquet file that can be read ({error})") from error
 
 
-def _parquet_rows(path, table, columns, folder, embedded) -> Iterator[_Row]:
-    rest = {role: name for role, name in columns.items() if role != "image" or not embedded}
-    for number, record in _parquet_records(table, list(rest.values())):
-        place = f"{path}, row {number}"
-        if embedded:
-            record[columns["image"]] = _embedded_name(number)
-        yield _row(folder, place, record, columns)
+def _parquet_rows(path, table, columns, pictures: Path | None) -> Iterator[_Row]:
+    """Yield the rows; ``pictures`` is the folder of those that the file itself holds, if any."""
+    image = columns["image"]
+    wanted = columns | ({} if pictures is None else {"image": f"{image}.path"})
+    for number, record in _parquet_records(table, list(wanted.values())):
+        root = path.parent
+        if pictures is not None:
+            name = _embedded_name(number)
+            if (pictures / name).exists():
+                root, record[image] = pictures, name
+            else:
+                record[image] = record[image]["path"]
+        yield _row(root, f"{path}, row {number}", record, columns)
 
 
 def _parquet_records(table, names: list[str]) -> Iterator[tuple[int, dict]]:
@@ -410,28 +417,29 @@ def _extracted(path: Path, table, column: str) -> Path:
     """Return the cache folder with the pictures that the Parquet file holds as bytes."""
     with open(path, "rb") as source:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
-    folder = cache_dir() / "parquet" / digest[:32]
+    folder = cache_dir() / "parquet-pictures" / digest[:32]
     if folder.exists():
         return folder
-    with replace_when_whole(folder) as partial:
-        partial.mkdir()
-        for number, record in _parquet_records(table, [column]):
-            content = _embedded_bytes(path, number, record[column])
-            (partial / _embedded_name(number)).write_bytes(content)
+    try:
+        with replace_when_whole(folder) as partial:
+            partial.mkdir()
+            _extract(path, table, column, partial)
+    except OSError:
+        if not folder.exists():  # otherwise another process was faster
+            raise
     return folder
 
 
-def _embedded_bytes(path: Path, number: int, record: dict | None) -> bytes:
-    place = f"{path}, row {number}"
-    if record and record.get("bytes"):
-        return record["bytes"]
-    if record and record.get("path"):
-        file = _inside(path.parent, place, record["path"])
-        try:
-            return file.read_bytes()
-        except OSError as error:
-            raise DatasetError(f"{place}: cannot read {file} ({error.strerror})") from error
-    raise DatasetError(f"{place}: the picture has neither bytes nor a path; delete the row")
+def _extract(path: Path, table, column: str, folder: Path) -> None:
+    """Write the pictures that are there as bytes; the others are files already."""
+    for number, record in _parquet_records(table, [column]):
+        picture = record[column] or {}
+        if picture.get("bytes"):
+            (folder / _embedded_name(number)).write_bytes(picture["bytes"])
+        elif not picture.get("path"):
+            raise DatasetError(
+                f"{path}, row {number}: the picture has neither bytes nor a path; delete the row"
+            )
 
 
 # Pairs without labels, a chunk at a time

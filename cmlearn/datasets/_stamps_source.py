@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from filelock import FileLock
+
 from cmlearn.assets import AssetError
 from cmlearn.datasets._common import DatasetError
 from cmlearn.runtime import cache_dir, data_home, replace_when_whole
@@ -49,10 +51,16 @@ _INSIDE_ARCHIVE = "tuxpaint-stamps-2022.06.04/stamps"
 def find_stamps(home: str | os.PathLike | None) -> Path:
     """Return the folder of the stamps, downloaded when there is none yet."""
     places = [data_home(home) / "tuxpaint-stamps", *_INSTALLED, *_unpacked()]
-    for place in places:
-        if place.is_dir() and any(place.glob("*/**/*.txt")):
-            return place
-    return _download()
+    found = _first_with_captions(places)
+    if found is not None:
+        return found
+    with FileLock(cache_dir() / ".tuxpaint-stamps.lock"):
+        # Another process may have unpacked them while this one waited for its turn.
+        return _first_with_captions(_unpacked()) or _download()
+
+
+def _first_with_captions(places: list[Path]) -> Path | None:
+    return next((p for p in places if p.is_dir() and any(p.glob("*/**/*.txt"))), None)
 
 
 def _unpacked() -> list[Path]:
@@ -113,13 +121,9 @@ def _check_and_unpack(
     file: Path, expected: _Download, unpack: Callable[[Path, Path], None], folder: Path
 ) -> Path:
     _check_hash(file, expected)
-    try:
-        with replace_when_whole(folder) as partial:
-            partial.mkdir()
-            unpack(file, partial)
-    except OSError:
-        if not folder.exists():  # otherwise another process was faster
-            raise
+    with replace_when_whole(folder) as partial:
+        partial.mkdir()
+        unpack(file, partial)
     file.unlink(missing_ok=True)
     return folder
 

@@ -23,6 +23,7 @@ from cmlearn import finetuning
 from cmlearn.datasets import load_grocery
 from cmlearn.finetuning import FineTunedCNN, coarse_to_fine, family_probabilities, load_pixels
 from cmlearn.image import PretrainedCNN
+from cmlearn.reference.grocery import trade_off, unseen_kinds, zero_shot_scores
 from cmlearn.runtime import (
     device,
     peak_gpu_memory,
@@ -47,6 +48,7 @@ SOURCES = [
         "finetuning",
         "image",
         "reference/finetuning",
+        "reference/grocery",
         "text",
     )
 ]
@@ -102,13 +104,17 @@ def run(path: Path) -> None:
         data = read_data(pixels)
         for method, seed in parts(size):
             train_part(folder, variant, method, seed, data, size)
+        for seed in size.seeds:
+            train_without(folder, variant, seed, data, size)
         if size is GPU:
             on_gpu[variant] = measure(data, variant, pixels, size)
     results = summary(folder, data, size)
     if on_gpu:
         results["gpu"] = on_gpu
-    trained = sum(sum(found["seconds"]) for found in results["networks"].values())
-    save_run(path, results, sources=SOURCES, seconds=trained)
+    trained = [*results["networks"].values(), *results["unseen"].values()]
+    save_run(
+        path, results, sources=SOURCES, seconds=sum(sum(found["seconds"]) for found in trained)
+    )
 
 
 def parts(size: Size) -> Iterator[tuple[str, int]]:
@@ -158,18 +164,7 @@ def train_part(folder: Path, variant: str, method: str, seed: int, data: Data, s
         return
     start = time.monotonic()
     known = {name: getattr(data, field) for name, field in METHODS[method].items()}
-    classifier = FineTunedCNN(
-        variant,
-        epochs=size.epochs,
-        batch_size=size.batch_size,
-        drop_path=size.drop_path,
-        augmentation=size.augmentation,
-        checkpoint=file.with_suffix(".training"),
-        random_state=seed,
-        family_weight=WEIGHT,
-        teacher_weight=WEIGHT,
-        **known,
-    )
+    classifier = untrained(file, variant, seed, size, **known)
     classifier.fit(data.pixels["train"], data.target["train"])
     views = finetuning.augmented_views(data.pixels["test"])
     answers = {
@@ -187,6 +182,50 @@ def train_part(folder: Path, variant: str, method: str, seed: int, data: Data, s
         )
     scores = accuracies(answers["test"][0], data.target["test"], data.families)
     print(f"{variant}, {method}, seed {seed}: {scores}", flush=True)
+
+
+def train_without(folder: Path, variant: str, seed: int, data: Data, size: Size) -> None:
+    """Train a network on some of the kinds, and keep how like each kind the test photographs are.
+
+    The kinds that are held out are those of the frozen features' run with the same seed.
+    """
+    file = unseen_file(folder, variant, seed)
+    if file.exists():
+        return
+    start = time.monotonic()
+    n_kinds, target = len(data.families), data.target["train"]
+    seen = np.setdiff1d(np.arange(n_kinds), unseen_kinds(n_kinds, seed))
+    train = np.isin(target, seen)
+    classifier = untrained(
+        file, variant, seed, size, families=data.families[seen], teachers=data.teachers[seen]
+    )
+    classifier.fit(data.pixels["train"][train], target[train])
+    likeness = classifier.similarities(data.pixels["test"], data.teachers)
+    with replace_when_whole(file) as partial:
+        np.savez(partial, likeness=likeness, seconds=time.monotonic() - start, device=device())
+    scores = zero_shot_scores(likeness, data.target["test"], unseen_kinds(n_kinds, seed))
+    print(f"{variant}, kinds held out, seed {seed}: {scores}", flush=True)
+
+
+def unseen_file(folder: Path, variant: str, seed: int) -> Path:
+    """Return where the answers of a network are kept that did not see all kinds."""
+    return folder / f"{variant}-unseen-{seed}.npz"
+
+
+def untrained(file: Path, variant: str, seed: int, size: Size, **known) -> FineTunedCNN:
+    """Return the classifier of one part; ``known`` is what it learns from beside the labels."""
+    return FineTunedCNN(
+        variant,
+        epochs=size.epochs,
+        batch_size=size.batch_size,
+        drop_path=size.drop_path,
+        augmentation=size.augmentation,
+        checkpoint=file.with_suffix(".training"),
+        random_state=seed,
+        family_weight=WEIGHT,
+        teacher_weight=WEIGHT,
+        **known,
+    )
 
 
 def accuracies(probabilities: np.ndarray, target: np.ndarray, families: np.ndarray) -> dict:
@@ -242,9 +281,25 @@ def summary(folder: Path, data: Data, size: Size) -> dict:
             for variant in size.variants
             for base, method in itertools.combinations(size.methods, 2)
         },
+        "unseen": {variant: unseen(folder, variant, data, size) for variant in size.variants},
         "families": data.family_names,
         "recall": recall_by_family(right, data),
         "peak_memory_mib": round(peak_memory() / 2**20),
+    }
+
+
+def unseen(folder: Path, variant: str, data: Data, size: Size) -> dict[str, list]:
+    """Return the scores of the networks that did not see all kinds, by seed."""
+    found = [load_part(unseen_file(folder, variant, seed)) for seed in size.seeds]
+    asked = [
+        (part["likeness"], data.target["test"], unseen_kinds(len(data.families), seed))
+        for part, seed in zip(found, size.seeds, strict=True)
+    ]
+    return {
+        "scores": [zero_shot_scores(*question) for question in asked],
+        "trade_offs": [trade_off(*question) for question in asked],
+        "seconds": [float(part["seconds"]) for part in found],
+        "device": sorted({str(part["device"]) for part in found}),
     }
 
 

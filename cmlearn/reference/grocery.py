@@ -53,6 +53,7 @@ QUICK = "lite0 + lite2"
 SHOTS = (1, 2, 4, 8, 16)
 REPEATS = 3
 HELD_OUT = 20  # kinds, in each repeat
+N_OFFSETS = 41
 SEARCHED = (1e1, 1e2, 1e3, 1e4, 1e5)  # strengths of the ridge
 
 
@@ -62,15 +63,15 @@ def run(path: Path) -> None:
     features = {name: view_features(grocery.data["image"], name) for name in VIEWS}
     icons = {name: view_features(grocery.classes["icon"], name) for name in VIEWS}
     texts = SentenceEncoder().fit_transform(grocery.classes["description"])
+    zero, trade_offs = zero_shot(grocery, features["lite0"], icons["lite0"], texts, repeats=REPEATS)
     results = {
         "n_test": int(np.sum(grocery.split == "test")),
         "classifiers": classifiers(grocery, features),
         "cheating": cheating(grocery, features["lite0"], texts),
         "hierarchy": hierarchy(grocery, features),
         "few_shot": few_shot(grocery, features["lite0"], icons["lite0"], repeats=REPEATS),
-        "zero_shot": zero_shot(
-            grocery, features["lite0"], icons["lite0"], texts, repeats=REPEATS
-        ).to_dict("records"),
+        "zero_shot": zero.to_dict("records"),
+        "trade_offs": trade_offs,
     }
     save_run(path, results, sources=SOURCES)
 
@@ -251,32 +252,32 @@ def icon_alone(grocery, X: np.ndarray, icons: np.ndarray) -> float:
 
 def zero_shot(
     grocery, pictures: np.ndarray, icons: np.ndarray, texts: np.ndarray, *, repeats: int
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, dict[str, list[dict]]]:
     """Return accuracies on kinds of which no photograph was seen, a row a repeat and knowledge.
 
     A ridge regression maps photographs to the codes of their kinds; a photograph goes to the kind
-    whose code lies nearest to where it is mapped.
+    whose code lies nearest to where it is mapped. Beside the table stands the `trade_off` of every
+    repeat, by knowledge.
     """
     knowledge = {
         "icon": unit(icons - icons.mean(axis=0)),
         "description": unit(texts - texts.mean(axis=0)),
     }
     knowledge["both"] = np.hstack(list(knowledge.values()))
-    rows = []
+    rows, trade_offs = [], {name: [] for name in knowledge}
+    target = grocery.target[grocery.split == "test"]
     for seed in range(repeats):
         unseen = unseen_kinds(len(texts), seed)
         for name, codes in knowledge.items():
-            rows.append(
-                {"repeat": seed, "knowledge": name}
-                | without_photographs(grocery, pictures, codes, unseen)
-            )
-    return pd.DataFrame(rows)
+            likeness = without_photographs(grocery, pictures, codes, unseen)
+            scores = zero_shot_scores(likeness, target, unseen)
+            rows.append({"repeat": seed, "knowledge": name} | scores)
+            trade_offs[name].append(trade_off(likeness, target, unseen))
+    return pd.DataFrame(rows), trade_offs
 
 
-def without_photographs(
-    grocery, pictures, codes: np.ndarray, unseen: np.ndarray
-) -> dict[str, float]:
-    """Return the accuracies when the photographs of some kinds are held out."""
+def without_photographs(grocery, pictures, codes: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """Return how like each kind the test photographs are when those of some kinds are held out."""
     target, is_unseen = grocery.target, np.isin(grocery.target, unseen)
     train = (grocery.split == "train") & ~is_unseen
     test = grocery.split == "test"
@@ -285,8 +286,7 @@ def without_photographs(
     ridge = Ridge(chosen_strength(X[train], target[train], codes)).fit(
         X[train], codes[target[train]]
     )
-    likeness = unit(ridge.predict(X[test])) @ unit(codes).T
-    return zero_shot_scores(likeness, target[test], unseen)
+    return unit(ridge.predict(X[test])) @ unit(codes).T
 
 
 def unseen_kinds(n_kinds: int, seed: int) -> np.ndarray:
@@ -326,6 +326,53 @@ def zero_shot_scores(
         "seen, among all": seen_right,
         "unseen, among all": unseen_right,
         "harmonic mean": 2 * seen_right * unseen_right / total if total else 0.0,
+    }
+
+
+def trade_off(likeness: np.ndarray, target: np.ndarray, unseen: np.ndarray) -> dict:
+    """Return the accuracies on seen and unseen kinds as the seen ones are held back.
+
+    Every kind may be answered, and a constant is taken off the likeness of all seen kinds [1]_.
+
+    Parameters
+    ----------
+    likeness : ndarray of shape (n, n_kinds)
+        Of each photograph and the code of each kind.
+    target : ndarray of shape (n,), int
+        The kind of each photograph.
+    unseen : ndarray of int
+        The kinds of which no photograph was seen in training.
+
+    Returns
+    -------
+    dict
+        ``offset``, ``seen``, ``unseen`` : lists of float, the constant and the accuracies that it
+        gives, from one that leaves every answer to the seen kinds to one that leaves none.
+        ``area`` : float, under the curve of unseen over seen.
+
+    References
+    ----------
+    .. [1] W.-L. Chao, S. Changpinyo, B. Gong and F. Sha, "An empirical study and analysis of
+       generalized zero-shot learning for object recognition in the wild", ECCV 2016.
+       https://doi.org/10.1007/978-3-319-46475-6_4
+    """
+    likeness = likeness.astype(float)
+    seen = np.setdiff1d(np.arange(likeness.shape[1]), unseen)
+    familiar, new = likeness[:, seen], likeness[:, unseen]
+    lead = familiar.max(axis=1) - new.max(axis=1)
+    familiar_right = seen[familiar.argmax(axis=1)] == target
+    new_right = unseen[new.argmax(axis=1)] == target
+    is_unseen = np.isin(target, unseen)
+    offsets = np.quantile(lead, np.linspace(0, 1, N_OFFSETS))
+    offsets[0] = np.nextafter(offsets[0], -np.inf)
+    stays = lead > offsets[:, None]
+    on_seen = (stays & familiar_right)[:, ~is_unseen].mean(axis=1)
+    on_unseen = (~stays & new_right)[:, is_unseen].mean(axis=1)
+    return {
+        "offset": offsets.tolist(),
+        "seen": on_seen.tolist(),
+        "unseen": on_unseen.tolist(),
+        "area": float(-np.trapezoid(on_unseen, on_seen)),
     }
 
 
