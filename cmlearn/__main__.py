@@ -305,7 +305,14 @@ def run_train(options: argparse.Namespace) -> None:
     with model_folder(out) as folder:
         save_model(models["image + text"], folder)
         write_report(folder, report, y_test, predictions["image + text"])
-        write_plots(folder, list(X_test["image"]), y_test, predictions, table)
+        try:
+            write_plots(folder, list(X_test["image"]), y_test, predictions, table)
+        except Exception as error:  # no figure is worth the trained model
+            warnings.warn(
+                f"not all figures could be drawn ({type(error).__name__}: {error}); the model and "
+                "the report are written",
+                stacklevel=2,
+            )
     print(f"\nWrote {', '.join(sorted(file.name for file in out.iterdir()))} to {out}")
 
 
@@ -372,7 +379,7 @@ def run_predict(options: argparse.Namespace) -> None:
     from cmlearn.persistence import load_model
     from cmlearn.runtime import replace_when_whole
 
-    check_output_file(options.out)
+    check_output_file(options.out, options.data)
     model = load_model(options.model)
     rows = 0
     with replace_when_whole(options.out) as partial:
@@ -415,7 +422,7 @@ def run_embed(options: argparse.Namespace) -> None:
             "embed needs an encoder that is trained already; cnn is trained on labels by `train`. "
             "Use --image-encoder efficientnet-lite0, for example."
         )
-    check_output_file(options.out)
+    check_output_file(options.out, options.data)
     encoders = {
         "image": build_image_encoder(options.image_encoder, seed=0),
         "text": GloVeEncoder(options.glove),
@@ -513,6 +520,11 @@ def check_model_folder(out: Path) -> None:
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out must name a folder.")
+    if out.is_mount():
+        raise ValueError(
+            f"{out} is a disk or volume of its own, whose place no new folder can take. Give --out "
+            f"a folder in it, such as {out / 'model'}."
+        )
     written = {MODEL_FILE, REPORT_FILE, *FIGURE_FILES}
     there = os.listdir(out) if out.is_dir() else []
     foreign = sorted(set(there) - written)
@@ -521,13 +533,15 @@ def check_model_folder(out: Path) -> None:
             f"{out} holds files that no earlier training wrote ({', '.join(foreign[:5])}"
             f"{', …' if len(foreign) > 5 else ''}); nothing was changed. Give --out another folder."
         )
-    check_writable(out.absolute().parent)
+    check_writable(out.resolve().parent)
 
 
-def check_output_file(out: str) -> None:
-    """Refuse before the work what would fail after it: a folder in the place of the file."""
+def check_output_file(out: str, data: str) -> None:
+    """Refuse before the work what would fail after it, or would write over the input."""
     if Path(out).is_dir():
         raise ValueError(f"{out} is a folder; --out must name a file.")
+    if Path(out).exists() and Path(data).exists() and Path(out).samefile(data):
+        raise ValueError(f"{out} is the input; give --out another name, so that it is kept.")
     check_writable(Path(out).absolute().parent)
 
 
@@ -552,7 +566,7 @@ def model_folder(out: Path) -> Iterator[Path]:
     """
     from cmlearn.runtime import replace_when_whole
 
-    out = out.absolute()
+    out = out.resolve()  # a link stays one, and leads to the new model
     earlier = out.with_name(f".{out.name}.{os.getpid()}-earlier.partial{out.suffix}")
     try:
         with replace_when_whole(out) as partial:

@@ -284,6 +284,8 @@ def _resume_option() -> list[str]:
 def _reason(stderr: str) -> str:
     if "DO NOT MATCH THE HASHES" in stderr:
         return "what the package index sent is not the tested file (its SHA-256 differs)"
+    if "No space left on device" in stderr:
+        return "there is no space left on the disk where pip unpacks it"
     errors = [line for line in stderr.splitlines() if line.startswith("ERROR: ")]
     said = errors[-1].removeprefix("ERROR: ") if errors else stderr.strip()[-500:]
     return f"the package index could not be reached, or does not have it (pip: {said})"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import numpy as np
@@ -144,8 +145,8 @@ def split_pairs(
     groups : ndarray of shape (n,)
         Pairs of one group are related and stay on one side, if there are such groups.
     test_size : float
-        Share of the test part, in (0, 1). With groups it is only met roughly: about the nearest of
-        1/2, 1/3, 1/4, … is taken, and groups stay whole.
+        Share of the test part, in (0, 1). With groups, or a class too rare for that share, it is
+        only met roughly: about the nearest of 1/2, 1/3, 1/4, … is taken, and groups stay whole.
     seed : int
         Seed of the shuffle.
 
@@ -176,9 +177,9 @@ def split_pairs(
         )
     rows = np.arange(len(labels))
     if len(set(groups)) == len(groups):
-        return tuple(
-            train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels)
-        )
+        split = train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels)
+        if all(len(set(labels[part])) == len(members) for part in split):
+            return tuple(split)
     n_folds = min(range(2, len(set(groups)) + 1), key=lambda n: abs(1 / n - test_size))
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -201,14 +202,14 @@ def _groups_of_each_class(labels: np.ndarray, groups: np.ndarray) -> pd.Series:
 
 def shared_images(train: pd.DataFrame, test: pd.DataFrame) -> int:
     """Count the test images whose file is byte for byte one of the training files."""
-    seen = {_content(image) for image in train["image"]}
-    return sum(_content(image) in seen for image in test["image"])
+    seen = {_content(image) for image in train["image"].dropna()}
+    return sum(_content(image) in seen for image in test["image"].dropna())
 
 
 def _content(image: object) -> bytes:
     import hashlib
 
-    if isinstance(image, str):
+    if isinstance(image, str | os.PathLike):
         with open(image, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     raw = image if isinstance(image, bytes) else np.asarray(image).tobytes()

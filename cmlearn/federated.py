@@ -312,6 +312,9 @@ class VerticalClassifier(_SoftmaxHead):
         holder = np.zeros(X.shape[1], dtype=int) if holder is None else column_or_1d(holder)
         if len(holder) != X.shape[1]:
             raise ValueError(f"holder names {len(holder)} columns, but X has {X.shape[1]}")
+        missing = np.flatnonzero(pd.isna(holder))
+        if len(missing):
+            raise ValueError(f"column {missing[0]} has no holder: holder holds a missing value")
         self.classes_, codes = np.unique(y, return_inverse=True)
         labels = np.eye(len(self.classes_))[codes]
         random = check_random_state(self.random_state)

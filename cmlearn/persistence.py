@@ -161,6 +161,8 @@ def _unknown_types(path: Path) -> list[str]:
 def _naming_damage(path: Path) -> Iterator[None]:
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file leads to whatever its readers stumble over
         raise ModelFileError(
             f"{path} is not a whole skops file ({error}). Train the model again, or copy the "

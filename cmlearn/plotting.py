@@ -32,6 +32,7 @@ __all__ = [
 # yellow, which is too light for a white page.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"
+_MOST_NUMBERED = 60  # classes of a confusion matrix with numbers in its cells
 
 
 def plot_samples(images, texts, *, labels=None, axes=None) -> np.ndarray:
@@ -106,7 +107,8 @@ def plot_confusion_matrix(y_true, y_pred, *, target_names=None, ax=None) -> "Axe
     """Draw how often each class (row) was predicted as each class (column).
 
     The colour shows the share of the row, so that rare classes are as visible as common ones;
-    the number in each cell counts test rows.
+    the number in each cell counts test rows. With more than 60 classes the numbers are left out
+    and the figure grows no more.
 
     Parameters
     ----------
@@ -121,16 +123,21 @@ def plot_confusion_matrix(y_true, y_pred, *, target_names=None, ax=None) -> "Axe
 
     labels = np.union1d(y_true, y_pred) if target_names is None else np.arange(len(target_names))
     names = labels if target_names is None else target_names
-    side = 2.5 + 0.45 * len(labels)
+    has_numbers = len(labels) <= _MOST_NUMBERED
+    side = 2.5 + 0.45 * min(len(labels), _MOST_NUMBERED)
     ax = ax or _new_axes((side, side))
     counts = confusion_matrix(y_true, y_pred, labels=labels)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     display = ConfusionMatrixDisplay(shares, display_labels=names)
-    display.plot(ax=ax, cmap="Blues", colorbar=False, xticks_rotation=90, values_format=".2f")
-    for text, count in zip(display.text_.flat, counts.flat, strict=True):
-        text.set_text(str(count) if count else "")
+    display.plot(
+        ax=ax, cmap="Blues", colorbar=False, xticks_rotation=90, include_values=has_numbers
+    )
+    if has_numbers:
+        for text, count in zip(display.text_.flat, counts.flat, strict=True):
+            text.set_text(str(count) if count else "")
     for name in [*ax.get_xticklabels(), *ax.get_yticklabels()]:
         name.set_parse_math(False)  # a class may be called "$5 to $10"
+        name.set_fontsize(name.get_fontsize() * min(1, _MOST_NUMBERED / len(labels)))
     display.im_.set_clim(0, 1)
     ax.set(xlabel="predicted class", ylabel="true class")
     _use_fonts_with_the_glyphs(ax)
@@ -489,20 +496,21 @@ def _use_fonts_with_the_glyphs(ax) -> None:
     import matplotlib as mpl
     from matplotlib.text import Text
 
+    without_font: set[str] = set()
     for text in ax.findobj(Text):
         missing = _missing_glyphs(text.get_text())
-        if not missing:
-            continue
-        font = _font_with(missing)
-        if font is None:
-            warnings.warn(
-                f"no installed font can draw {''.join(sorted(missing))!r}, so boxes stand in the "
-                "figure; install one, for Chinese for instance the package fonts-noto-cjk, and "
-                "restart Python",
-                stacklevel=3,
-            )
-            return
-        text.set_fontfamily([*mpl.rcParams["font.family"], font])
+        font = _font_with(missing) if missing else None
+        if font is not None:
+            text.set_fontfamily([*mpl.rcParams["font.family"], font])
+        elif missing:
+            without_font |= missing
+    if without_font:
+        warnings.warn(
+            f"no installed font can draw {''.join(sorted(without_font))!r}, so boxes stand in the "
+            "figure; install one, for Chinese for instance the package fonts-noto-cjk, and "
+            "restart Python",
+            stacklevel=3,
+        )
 
 
 def _missing_glyphs(text: str) -> frozenset[str]:

@@ -288,13 +288,17 @@ def _explain_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if getattr(error, "is_explained", False):  # a folder that was written to on the way
+            raise
         about_space = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         touched = Path(error.filename) if isinstance(error.filename, str) else None
         ours = touched is not None and (touched == folder or folder in touched.parents)
         above = touched is not None and touched in folder.parents
         if error.errno in remedies and (about_space or ours or above):
             message = f"cannot write in the folder {folder}: {remedies[error.errno]}"
-            raise OSError(error.errno, message) from error
+            explained = OSError(error.errno, message)
+            explained.is_explained = True
+            raise explained from error
         raise
 
 

@@ -227,8 +227,10 @@ class MahalanobisDetector(BaseEstimator):
         """Return minus the smallest squared distance of each row, (n,): low where it is strange."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False)
-        offsets = X[:, None] - self.means_
-        return -np.einsum("ncd,de,nce->nc", offsets, self.precision_, offsets).min(axis=1)
+        distances = [
+            ((X - mean) @ self.precision_ * (X - mean)).sum(axis=1) for mean in self.means_
+        ]
+        return -np.min(distances, axis=0)
 
 
 class NeighborDetector(BaseEstimator):

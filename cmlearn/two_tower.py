@@ -308,8 +308,8 @@ class TwoTowerClassifier(KerasClassifier):
     def _train(self, inputs: dict, codes: np.ndarray, train, validation, seed: int) -> None:
 
         with layer_seeds(seed):
-            network = self._build(inputs, training=True)
-        self._start_from_vectors(network, seed)
+            network = self._build(training=True)
+        self._start_from_vectors(network)
         targets = dict.fromkeys(network.output, codes)
         present = inputs["present"].astype(np.float32)
         weights = {"label": np.ones(len(codes), np.float32)}
@@ -344,7 +344,7 @@ class TwoTowerClassifier(KerasClassifier):
             checkpoint=checkpoint,
         )
         self.best_epoch_ = int(np.argmin(self.history_.get("val_loss", self.history_["loss"])))
-        self._keep(self._without_training_layers(network, inputs))
+        self._keep(self._without_training_layers(network))
 
     def _optimizer(self, seed: int):
         import keras
@@ -358,15 +358,15 @@ class TwoTowerClassifier(KerasClassifier):
             return keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer
 
-    def _without_training_layers(self, network, inputs) -> keras.Model:
+    def _without_training_layers(self, network) -> keras.Model:
         """Return the network as it predicts: in 32 bits, with the trained weights."""
-        predictor = self._build(inputs, training=False)
+        predictor = self._build(training=False)
         for layer in predictor.layers:
             if layer.weights:
                 layer.set_weights(network.get_layer(layer.name).get_weights())
         return predictor
 
-    def _start_from_vectors(self, network, seed: int) -> None:
+    def _start_from_vectors(self, network) -> None:
         embedding = network.get_layer("words")
         table = embedding.get_weights()[0]
         if self.vectors is not None:
@@ -377,7 +377,7 @@ class TwoTowerClassifier(KerasClassifier):
         table[:_FIRST_WORD] = 0
         embedding.set_weights([table])
 
-    def _build(self, inputs: dict[str, np.ndarray], *, training: bool) -> keras.Model:
+    def _build(self, *, training: bool) -> keras.Model:
         import keras
 
         policy = _tower_policy() if training else "float32"

@@ -24,6 +24,23 @@ def test_without_groups_the_split_is_scikit_learns_stratified_one():
     np.testing.assert_array_equal(test, expected[1])
 
 
+def test_a_rare_class_is_on_both_sides_whatever_the_share():
+    labels = np.array(["a"] * 100 + ["b"] * 2, dtype=object)
+    for seed in range(20):
+        for share in (0.2, 0.8):
+            train, test = split_pairs(labels, np.arange(102), test_size=share, seed=seed)
+            assert sorted([*train, *test]) == list(range(102))
+            assert set(labels[train]) == set(labels[test]) == {"a", "b"}
+
+
+def test_pictures_that_are_missing_are_no_copies_of_each_other(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"the same picture")
+    train = pd.DataFrame({"image": [tmp_path / "a", None]})
+    test = pd.DataFrame({"image": [None, str(tmp_path / "b"), np.zeros((2, 2, 3))]})
+    assert shared_images(train, test) == 1
+
+
 def test_groups_stay_whole_and_every_class_is_on_both_sides():
     labels = np.repeat(np.array(["a", "b", "c"], dtype=object), [20, 12, 4])
     groups = np.array([f"{label}{n // 2}" for n, label in enumerate(labels)])  # c: two groups

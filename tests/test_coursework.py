@@ -21,10 +21,11 @@ from conftest import ROOT
 from coursework.toy import TESTS, notebook
 
 from cmlearn.coursework import Checks, _messages
-from cmlearn.coursework._checks import run_checks
+from cmlearn.coursework._checks import only_reports, run_checks
 from cmlearn.coursework.grade import (
     Grade,
     Submission,
+    _csv,
     feedback_page,
     find_submissions,
     grade,
@@ -528,6 +529,56 @@ def test_what_one_submission_is_like_costs_no_other_its_grade(built, tmp_path, m
 def test_a_limit_that_no_process_can_keep_is_named(limits, said):
     made = grade(as_submission(notebook()), TESTS, limits=limits)
     assert said in made.status and "this limit is too low" in made.status
+
+
+@isolated
+def test_a_limit_that_is_too_low_for_all_is_told_before_any_is_graded(built, tmp_path):
+    place, out = tmp_path / "in", tmp_path / "out"
+    place.mkdir()
+    (place / "ann.ipynb").write_text(nbformat.writes(notebook()))
+    with pytest.raises(SandboxError, match=r"longer than 0\.05 s.*this limit is too low"):
+        grade_folder(place, out, built, limits=Limits(seconds=0.05))
+    assert not out.exists()
+
+
+@isolated
+def test_grades_that_there_are_survive_an_interruption(built, tmp_path, monkeypatch):
+    place, out = tmp_path / "in", tmp_path / "out"
+    place.mkdir()
+    for name in ("ann", "bob", "eve"):
+        (place / f"{name}.ipynb").write_text(nbformat.writes(notebook()))
+    starts = iter([None, SandboxError("killed for memory"), KeyboardInterrupt()])
+
+    def interrupted(submission, *arguments, **settings):
+        problem = next(starts)
+        if problem is not None:
+            raise problem
+        return grade(submission, *arguments, **settings)
+
+    monkeypatch.setattr("cmlearn.coursework.grade.grade", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grade_folder(place, out, built, limits=LIMITS, jobs=1)
+    rows = (out / "grades.csv").read_text("utf-8-sig").splitlines()
+    assert [row.split(",")[0] for row in rows] == ["submission", "ann", "bob"]
+    assert "could not be graded (SandboxError: killed for memory)" in rows[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "reports"),
+    [
+        ("grader.check_all()", True),
+        ("  grader.save_submission();  # the file for the course", True),
+        ("grader.check_all()\ngrader.save_submission()\n", True),
+        ("grader.check_all()\nanswer = 5", False),
+        ("grader.check_all(); answer = 5", False),
+    ],
+)
+def test_cells_that_answer_nothing(source, reports):
+    assert only_reports(source) == reports
+
+
+def test_a_negative_number_stays_one_in_a_table():
+    assert _csv([["-0.5", "=A1", "-x", "+1e", "3"]]) == "-0.5,'=A1,'-x,'+1e,3\n"
 
 
 def test_tests_that_submissions_could_read_are_refused(tmp_path, monkeypatch, capsys):

@@ -255,8 +255,8 @@ def article(tmp_path):
 def table(tmp_path):
     """Write a folder with two pictures and a CSV file of the given text."""
     folder = tmp_path / "table"
-    for name in ("a.png", "b, c.png"):
-        picture(folder / name)
+    for value, name in enumerate(("a.png", "b, c.png")):
+        picture(folder / name, value)
 
     def write(text, name="pairs.csv"):
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -470,6 +470,59 @@ def test_parquet_of_bytes_alone(table, tmp_path, monkeypatch):
     rows.to_parquet(folder / "pairs.parquet")
     found = [Path(path).read_bytes() for path in load_folder(folder).data["image"]]
     assert found == [image["bytes"] for image in images]
+
+
+def test_parquet_rows_with_the_same_picture_are_related(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMLEARN_CACHE", str(tmp_path / "cache"))
+    for value, name in enumerate(("a.png", "b.png")):
+        picture(tmp_path / name, value)
+    first, second = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
+    contents = [first, first, second, second]
+    for images in (contents, [{"bytes": content} for content in contents]):
+        rows = pd.DataFrame({"image": images, "text": list("wxyz"), "label": [1, 1, 2, 2]})
+        rows.to_parquet(tmp_path / "pairs.parquet")
+        found = load_folder(tmp_path / "pairs.parquet")
+        groups = found.groups.tolist()
+        assert groups[0] == groups[1] != groups[2] == groups[3]
+        assert Path(found.data["image"][3]).read_bytes() == second
+        _, pairs = next(iter_pairs(tmp_path / "pairs.parquet"))
+        assert pairs["image"].tolist() == contents
+    rows.assign(label=[1, 2, 2, 2]).to_parquet(tmp_path / "pairs.parquet")
+    with pytest.raises(DatasetError, match="one picture can have one label"):
+        load_folder(tmp_path / "pairs.parquet")
+
+
+def test_paths_written_on_windows(tmp_path):
+    picture(tmp_path / "images" / "0.png")
+    picture(tmp_path / "images" / "1.png")
+    rows = "images\\0.png,x,cat\nimages\\1.png,y,dog\n"
+    for name in ("metadata.csv", "pairs.csv"):
+        for old in tmp_path.glob("*.csv"):
+            old.unlink()
+        (tmp_path / name).write_text(f"file_name,text,label\n{rows}")
+        expected = [str(tmp_path / "images" / f"{n}.png") for n in range(2)]
+        assert load_folder(tmp_path).data["image"].tolist() == expected
+        assert next(iter_pairs(tmp_path))[1]["image"].tolist() == expected
+
+
+def test_labels_that_look_alike_are_one_class_and_ties_have_an_order(table):
+    place = table('image,text,label\na.png,x,Caf\u00e9\n"b, c.png",y,Cafe\u0301\n')
+    with pytest.raises(DatasetError, match="every row has the label 'Caf\u00e9'"):
+        load_folder(place)
+    place = table('image,text,label\na.png,x,1\n"b, c.png",y,01\n')
+    assert load_folder(place).target_names == ["01", "1"]
+
+
+def test_a_folder_with_one_csv_file_is_what_that_file_says(table):
+    place = table('image,text,label\n"b, c.png",y,1\n')
+    rows, pairs = next(iter_pairs(place))
+    assert pairs["image"].tolist() == [str(place / "b, c.png")]
+    assert pairs["text"].tolist() == ["y"] and rows["label"].tolist() == ["1"]
+    (place / "images").mkdir()
+    for name in ("texts.txt", "metadata.csv"):
+        (place / name).touch()
+    with pytest.raises(DatasetError, match=r"holds both texts\.txt and metadata\.csv"):
+        next(iter_pairs(place))
 
 
 def test_a_reader_that_is_overtaken_takes_what_the_faster_one_wrote(table, tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ import io
 import json
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -177,6 +179,36 @@ def test_a_broken_download_goes_on(fashion, monkeypatch):
     assert seen == [0, 1, 2, 3, 4, 3, 4, 5, 6, 7]
 
 
+def test_a_hub_that_changes_is_read_as_it_was_at_the_first_call(fashion, monkeypatch):
+    commits, asked = ["first", "second"], []
+    load_dataset = datasets.load_dataset
+
+    def hub(dataset, name, *, revision, **settings):
+        asked.append(revision)
+        return load_dataset(str(fashion), name, **settings)
+
+    monkeypatch.setattr(_huggingface, "_CHUNK", 3)
+    monkeypatch.setattr(_huggingface, "_newest_commit", lambda dataset: commits.pop(0))
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    assert len(load("somebody/fashion", max_pairs=3).target) == 3
+    assert load("somebody/fashion").data["text"].tolist() == NAMES
+    assert asked == ["first", "first"] and commits == ["second"]
+
+
+def test_two_at_once_stream_a_data_set_once(fashion, monkeypatch):
+    opened, open_stream = [], _huggingface._open
+
+    def slow(source):
+        opened.append(source)
+        time.sleep(0.3)
+        return open_stream(source)
+
+    monkeypatch.setattr(_huggingface, "_open", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(load, [fashion, fashion])
+    assert first.data.equals(second.data) and len(opened) == 1
+
+
 def test_a_changed_folder_is_read_anew(fashion):
     load(fashion)
     columns = {"image": pictures(), "productDisplayName": NAMES[::-1], "masterCategory": KINDS}
@@ -259,7 +291,7 @@ def test_unknown_parts_and_folders(fashion, tmp_path):
     with pytest.raises(DatasetError, match=r"Bad split: dev.*Name another by split="):
         load(fashion, split="dev")
     with pytest.raises(DatasetError, match="there is no such data set, or it asks for a login"):
-        load_huggingface(f"{tmp_path}/nowhere/")
+        load_huggingface(f"{tmp_path}/nowhere/", revision="main")
 
 
 @pytest.mark.parametrize("max_pairs", [0, -1, 2.5, "all"])
@@ -272,6 +304,10 @@ def test_no_network(monkeypatch):
     def unreachable(*arguments, **parameters):
         raise ConnectionError("Couldn't reach the Hub")
 
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    with pytest.raises(AssetError, match=r"cannot be reached.*\n  hf download --repo-type dataset"):
+        load_huggingface("ashraq/fashion-product-images-small")
+    monkeypatch.setattr(_huggingface, "_newest_commit", lambda dataset: "0123abc")
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(AssetError, match=r"cannot be reached.*\n  hf download --repo-type dataset"):
         load_huggingface("ashraq/fashion-product-images-small")

@@ -168,6 +168,10 @@ def test_a_row_without_a_client_is_refused(rows):
 def test_a_column_without_a_holder_is_refused(rows):
     with pytest.raises(ValueError, match="holder names 2 columns, but X has 6"):
         VerticalClassifier().fit(*rows, holder=["image", "text"])
+    X, y = rows
+    for holder in ([np.nan] + [0.0] * (X.shape[1] - 1), [None] + ["image"] * (X.shape[1] - 1)):
+        with pytest.raises(ValueError, match="column 0 has no holder"):
+            VerticalClassifier().fit(X, y, holder=np.array(holder))
 
 
 @pytest.mark.parametrize(

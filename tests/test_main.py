@@ -573,6 +573,46 @@ def test_foreign_folders_and_files_are_left_alone(pairs, model, tmp_path, capsys
     assert (tmp_path / "thesis.doc").read_text() == "years of work"
 
 
+def test_the_input_is_not_written_over(pairs, model, tmp_path, capsys):
+    table = pd.read_csv(pairs / "new.csv")
+    table.to_csv(tmp_path / "new.csv", index=False)
+    (tmp_path / "link.csv").symlink_to(tmp_path / "new.csv")
+    before = (tmp_path / "new.csv").read_bytes()
+    for out in ("new.csv", "link.csv"):
+        for command in (["embed"], ["predict", str(model)]):
+            arguments = [*command, str(tmp_path / "new.csv"), "--out", str(tmp_path / out)]
+            assert main(arguments) == 1
+            assert f"{out} is the input; give --out another name" in capsys.readouterr().err
+    assert (tmp_path / "new.csv").read_bytes() == before
+
+
+def test_a_figure_that_fails_does_not_cost_the_model(pairs, tmp_path, monkeypatch):
+    def fails(*arguments, **settings):
+        raise MemoryError("a confusion matrix of a catalogue")
+
+    monkeypatch.setattr("cmlearn.plotting.plot_confusion_matrix", fails)
+    with pytest.warns(UserWarning, match=r"not all figures .*\(MemoryError: a confusion matrix"):
+        assert train(pairs, tmp_path / "model", pairs) == 0
+    assert hasattr(load_model(tmp_path / "model"), "predict")
+    assert (tmp_path / "model" / "report.json").exists()
+
+
+def test_a_model_goes_where_a_link_leads(pairs, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    for _ in range(2):
+        assert train(pairs, tmp_path / "model", pairs) == 0
+        assert (tmp_path / "model").is_symlink()
+        assert (tmp_path / "disk" / "model" / "report.json").exists()
+    assert hidden(tmp_path) == hidden(tmp_path / "disk") == []
+
+
+def test_a_volume_cannot_be_replaced(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    assert train(pairs, tmp_path, pairs) == 1
+    assert f"such as {tmp_path / 'model'}" in capsys.readouterr().err
+
+
 def test_training_again_does_not_remove_what_was_put_beside_the_model(pairs, tmp_path, capsys):
     assert train(pairs, tmp_path / "model", pairs) == 0
     (tmp_path / "model" / "predictions.csv").write_text("an afternoon's work")

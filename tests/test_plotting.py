@@ -112,6 +112,19 @@ def test_confusion_matrix_counts_rows_and_colours_shares():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
 
 
+def test_confusion_matrix_of_a_catalogue_stays_a_figure():
+    classes = np.arange(150)
+    ax = plot_confusion_matrix(classes, np.roll(classes, 1))
+    width, height = ax.figure.get_size_inches()
+    assert width == height < 31
+    assert not ax.texts
+    assert len(ax.get_xticklabels()) == 150
+    numbered = plot_confusion_matrix(classes[:60], classes[:60])
+    assert len(numbered.texts) == 3600
+    larger, smaller = (one.get_xticklabels()[0].get_fontsize() for one in (numbered, ax))
+    assert smaller < larger / 2
+
+
 def test_confusion_matrix_takes_string_labels():
     ax = plot_confusion_matrix(["hat", "cup"], ["hat", "hat"])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["cup", "hat"]
@@ -376,6 +389,18 @@ def test_chinese_gets_a_font_that_has_the_glyphs(recwarn):
 def test_ascii_text_keeps_the_default_font():
     ax = plot_samples([picture()], ["red cup"]).flat[0]
     assert ax.xaxis.label.get_fontfamily() == mpl.rcParams["font.family"]
+
+
+def test_a_glyph_without_a_font_costs_no_other_text_its_font(monkeypatch):
+    monkeypatch.setattr(
+        plotting, "_font_with", lambda characters: None if "\U0001fae0" in characters else "Serif"
+    )
+    _, ax = plt.subplots()
+    emoji, chinese = ax.text(0, 0, "\U0001fae0"), ax.text(0, 1, "杯子")
+    with pytest.warns(UserWarning, match="no installed font can draw '\U0001fae0'"):
+        plotting._use_fonts_with_the_glyphs(ax)
+    assert "Serif" in chinese.get_fontfamily()
+    assert "Serif" not in emoji.get_fontfamily()
 
 
 def test_missing_font_gives_one_warning_with_the_remedy(monkeypatch):

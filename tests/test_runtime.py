@@ -147,6 +147,18 @@ def test_a_full_disk_names_the_folder_and_the_remedy(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_full_disk_on_the_way_is_not_taken_for_the_place_of_the_result(tmp_path):
+    def full(partial):
+        raise OSError(errno.ENOSPC, "No space left on device", str(partial))
+
+    with (
+        pytest.raises(OSError, match=f"cannot write in the folder {tmp_path / 'cache'}: the disk"),
+        runtime.replace_when_whole(tmp_path / "results" / "a.txt"),
+        runtime.replace_when_whole(tmp_path / "cache" / "weights") as partial,
+    ):
+        full(partial)
+
+
 def test_a_read_only_folder_names_the_folder_and_the_remedy(tmp_path):
     def fail(partial):
         raise OSError(errno.EROFS, "Read-only file system", str(partial))

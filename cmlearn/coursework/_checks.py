@@ -17,7 +17,9 @@ from typing import Any
 
 PUBLIC = Path(__file__).parent / "checks"
 _CHECK = re.compile(r"""^\s*grader\.check\(\s*["'](\w+)["']\s*\)\s*;?\s*$""")
-_REPORT = re.compile(r"^\s*grader\.(check_all|save_submission)\(")
+_REPORT = re.compile(
+    r"^(\s*grader\.(check_all|save_submission)\([^()]*\)[^\S\n]*;?[^\S\n]*(#[^\n]*)?(\n|$))+\s*$"
+)
 _PATIENCE = 60  # seconds in which Colab hands over the notebook
 
 

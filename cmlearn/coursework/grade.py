@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import time
 import zipfile
@@ -353,19 +354,30 @@ def grade_folder(
         try:
             return grade(submission, tests[submission.assignment], limits=limits,
                          isolated=isolated, cache=cache if cache.is_dir() else None)  # fmt: skip
-        except SandboxError:
-            raise
         except Exception as error:  # what nobody foresaw must not cost the others their grades
             problem = f"could not be graded ({type(error).__name__}: {error})"
             return Grade(submission.name, submission.assignment, _printable(problem))
 
+    _try_out(limits or Limits(), isolated)
     grades = []
-    with ThreadPoolExecutor(jobs) as pool:
-        for made in pool.map(one, find_submissions(folder)):
-            grades.append(made)
-            print(f"{made.submission}: {made.score:g}/{made.possible:g} {made.status}", flush=True)
-    _write_all(grades, out, built)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            for made in pool.map(one, find_submissions(folder)):
+                grades.append(made)
+                print(
+                    f"{made.submission}: {made.score:g}/{made.possible:g} {made.status}", flush=True
+                )
+    finally:  # whoever interrupts keeps what has been graded
+        _write_all(grades, out, built)
     return grades
+
+
+def _try_out(limits: Limits, isolated: bool) -> None:
+    """Start a process without a submission: what fails here would fail for everybody."""
+    try:
+        Sandbox(limits, isolated=isolated).close()
+    except Stopped as stopped:
+        raise SandboxError(str(stopped)) from None
 
 
 def _all_tests(built: Path) -> dict[str, dict[str, str]]:
@@ -425,8 +437,13 @@ def _csv(rows: list[list[str]]) -> str:
     """Return the rows; a text that a spreadsheet would take for a formula begins with a quote."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([["'" + c if c[:1] in "=+-@" and c else c for c in row] for row in rows])
+    writer.writerows([[_harmless(cell) for cell in row] for row in rows])
     return file.getvalue()
+
+
+def _harmless(cell: str) -> str:
+    is_number = re.fullmatch(r"[+-]?[0-9.]+", cell)
+    return "'" + cell if cell.startswith(("=", "+", "-", "@")) and not is_number else cell
 
 
 def _gradescope(made: Grade) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import itertools
+import json
 import re
 import unicodedata
 import warnings
@@ -60,9 +61,9 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
     3. One CSV file, or a folder with one: columns ``image`` (or ``file_name``),
        ``text`` and ``label``.
     4. One Parquet file, or a folder with one: the same columns. A picture may be a
-       path or, as in the data sets of Hugging Face, a record of ``bytes`` and
-       ``path``; such bytes are written to the cache folder once, and a path counts
-       only where there are no bytes.
+       path, its bytes or, as in the data sets of Hugging Face, a record of ``bytes``
+       and ``path``; bytes are written to the cache folder once, and a path counts
+       only where there are none.
 
     Paths are relative to the file that holds them. A column ``group`` says which rows
     are related and must not be split; without it, rows with the same picture are.
@@ -96,7 +97,7 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
     if not rows:
         raise DatasetError(f"{place}: there is no image-text pair in it")
     _check_rows(place, rows)
-    names = sorted({row.label for row in rows}, key=_natural)
+    names = sorted({row.label for row in rows}, key=lambda name: (_natural(name), name))
     if len(names) == 1:
         raise DatasetError(
             f"{place}: every row has the label {names[0]!r}; a classifier needs at least two "
@@ -132,9 +133,7 @@ def _recognise(place: Path):
     article = [name for name in ("images", "texts.txt") if (place / name).exists()]
     listed = (place / "metadata.csv").exists()
     if len(article) == 2 and listed:
-        raise DatasetError(
-            f"{place} holds both texts.txt and metadata.csv: keep the one that is meant"
-        )
+        raise DatasetError(_both_listings(place))
     if listed:
         return "metadata.csv", lambda encoding: _read_image_folder(place, encoding)
     if len(article) == 2:
@@ -319,6 +318,8 @@ def _row(root: Path, place: str, record: dict, columns: dict[str, str]) -> _Row:
     cells = {role: _cell(place, name, record[name]) for role, name in columns.items()}
     image = _inside(root, place, cells["image"])
     label = cells["label"] if "label" in cells else _subfolder(place, root, image)
+    # One class, whether its accents are letters of their own or not.
+    label = unicodedata.normalize("NFC", label)
     return _Row(place, image, cells["text"], label, cells.get("group"))
 
 
@@ -335,13 +336,16 @@ def _cell(place: str, column: str, value: object) -> str:
 
 
 def _inside(root: Path, place: str, name: str) -> Path:
-    parts = PurePosixPath(name.replace("\\", "/")).parts
+    """Return the path below the folder; one written on Windows may have backslashes."""
+    slashed = name.replace("\\", "/")
+    parts = PurePosixPath(slashed).parts
     if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise DatasetError(
             f"{place}: the path {name!r} leaves the folder {root}; give a path relative to that "
             "folder, without '..'"
         )
-    return root.absolute() / name
+    path = root.absolute() / name
+    return root.absolute() / slashed if "\\" in name and not path.exists() else path
 
 
 def _subfolder(place: str, root: Path, image: Path) -> str:
@@ -379,25 +383,29 @@ def _read_parquet(path: Path) -> list[_Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             columns = _columns(path, table.schema_arrow.names, needs_label=True)
-            embedded = pyarrow.types.is_struct(table.schema_arrow.field(columns["image"]).type)
-            pictures = _extracted(path, table, columns["image"]) if embedded else None
-            return list(_parquet_rows(path, table, columns, pictures))
+            kind = table.schema_arrow.field(columns["image"]).type
+            if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+                return list(_parquet_rows(path, table, columns))
+            return list(_rows_with_pictures(path, table, columns))
     except pyarrow.ArrowInvalid as error:
         raise DatasetError(f"{path}: not a Parquet file that can be read ({error})") from error
 
 
-def _parquet_rows(path, table, columns, pictures: Path | None) -> Iterator[_Row]:
-    """Yield the rows; ``pictures`` is the folder of those that the file itself holds, if any."""
-    image = columns["image"]
-    wanted = columns | ({} if pictures is None else {"image": f"{image}.path"})
-    for number, record in _parquet_records(table, list(wanted.values())):
-        root = path.parent
-        if pictures is not None:
-            name = _embedded_name(number)
-            if (pictures / name).exists():
-                root, record[image] = pictures, name
-            else:
-                record[image] = record[image]["path"]
+def _parquet_rows(path, table, columns) -> Iterator[_Row]:
+    for number, record in _parquet_records(table, list(columns.values())):
+        yield _row(path.parent, f"{path}, row {number}", record, columns)
+
+
+def _rows_with_pictures(path, table, columns) -> Iterator[_Row]:
+    """Yield the rows of a file that holds pictures itself, or records of their paths."""
+    folder = _extracted(path, table, columns["image"])
+    names = json.loads((folder / _NAMES).read_text(encoding="utf-8"))
+    rest = [name for role, name in columns.items() if role != "image"]
+    for (number, record), (is_embedded, name) in zip(
+        _parquet_records(table, rest), names, strict=True
+    ):
+        record[columns["image"]] = name
+        root = folder if is_embedded else path.parent
         yield _row(root, f"{path}, row {number}", record, columns)
 
 
@@ -409,8 +417,7 @@ def _parquet_records(table, names: list[str]) -> Iterator[tuple[int, dict]]:
             yield number, record
 
 
-def _embedded_name(number: int) -> str:
-    return f"{number:08d}.image"  # Pillow tells the format by the content
+_NAMES = "names.json"
 
 
 def _extracted(path: Path, table, column: str) -> Path:
@@ -431,15 +438,28 @@ def _extracted(path: Path, table, column: str) -> Path:
 
 
 def _extract(path: Path, table, column: str, folder: Path) -> None:
-    """Write the pictures that are there as bytes; the others are files already."""
+    """Write the pictures that are there as bytes, each once, and of every row which is its own."""
+    names = []
     for number, record in _parquet_records(table, [column]):
-        picture = record[column] or {}
-        if picture.get("bytes"):
-            (folder / _embedded_name(number)).write_bytes(picture["bytes"])
-        elif not picture.get("path"):
+        content, name = _content_and_path(record[column])
+        if content:
+            name = f"{hashlib.sha256(content).hexdigest()}.image"  # Pillow tells the format
+            (folder / name).write_bytes(content)
+        elif not name:
             raise DatasetError(
                 f"{path}, row {number}: the picture has neither bytes nor a path; delete the row"
             )
+        names.append([bool(content), name])
+    (folder / _NAMES).write_text(json.dumps(names), encoding="utf-8")
+
+
+def _content_and_path(cell: object) -> tuple[bytes | None, str | None]:
+    """Return what a cell holds of a picture: bytes alone, a path, or a record of both."""
+    if isinstance(cell, bytes):
+        return cell, None
+    if isinstance(cell, dict):
+        return cell.get("bytes"), cell.get("path")
+    return None, cell if isinstance(cell, str) else None
 
 
 # Pairs without labels, a chunk at a time
@@ -453,8 +473,8 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
     place : path-like
         A CSV or Parquet file with a column ``image`` (or ``file_name``) and, where there are
         texts, a column ``text``; a folder with ``images/`` and ``texts.txt``; a folder with
-        ``metadata.csv``; or any other folder, of which every picture is taken, also those in
-        subfolders, in natural order.
+        ``metadata.csv``, or with one CSV file; or any other folder, of which every picture is
+        taken, also those in subfolders, in natural order.
     encoding : str, default="utf-8"
         Of ``texts.txt`` or the CSV file.
     chunk_size : int, default=256
@@ -486,8 +506,8 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
 
 def _tables(place: Path, encoding: str, chunk_size: int):
     """Return the folder that paths are relative to, and the chunks, indexed by their places."""
-    if place.is_dir() and (place / "metadata.csv").exists():
-        place = place / "metadata.csv"
+    if place.is_dir():
+        place = _listing(place) or place
     if place.is_dir():
         return place, _folder_tables(place, encoding, chunk_size)
     if not place.exists():
@@ -499,8 +519,27 @@ def _tables(place: Path, encoding: str, chunk_size: int):
     raise DatasetError(f"{place}: expected a folder, a .csv file or a .parquet file")
 
 
+def _listing(folder: Path) -> Path | None:
+    """Return the CSV file that says which pictures of a folder count, if there is one."""
+    listed = folder / "metadata.csv"
+    if _is_article(folder):
+        if listed.exists():
+            raise DatasetError(_both_listings(folder))
+        return None
+    tables = [path for path in _visible(folder) if path.suffix.lower() == ".csv"]
+    return listed if listed.exists() else tables[0] if len(tables) == 1 else None
+
+
+def _is_article(folder: Path) -> bool:
+    return (folder / "texts.txt").exists() and (folder / "images").is_dir()
+
+
+def _both_listings(folder: Path) -> str:
+    return f"{folder} holds both texts.txt and metadata.csv: keep the one that is meant"
+
+
 def _folder_tables(folder: Path, encoding: str, chunk_size: int):
-    if (folder / "texts.txt").exists() and (folder / "images").is_dir():
+    if _is_article(folder):
         pictures, texts = _pictures_and_lines(folder, encoding)
         columns = {"file_name": pictures, "text": texts}
     else:
@@ -572,10 +611,8 @@ def _pairs(place: Path, root: Path, table):
 
 
 def _picture(root: Path, place: str, value: object) -> str | bytes:
-    if isinstance(value, dict) and value.get("bytes"):
-        return value["bytes"]
-    name = value.get("path") if isinstance(value, dict) else value
-    return str(_inside(root, place, _cell(place, "image", name if isinstance(name, str) else None)))
+    content, name = _content_and_path(value)
+    return content or str(_inside(root, place, _cell(place, "image", name)))
 
 
 def _said(place: str, value: object) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from cmlearn.assets import AssetError
 from cmlearn.datasets._common import _SHOWN, DatasetError, _bunch, _count_table
 from cmlearn.datasets._folder import _defect, _natural
@@ -179,17 +181,32 @@ def _state(folder: Path) -> list | None:
 
 def _stored_rows(source: _Source, max_pairs: int | None) -> tuple[list[dict], list[str] | None]:
     """Return rows and label names from the cache folder, streaming what it lacks."""
-    rows, whole, label_names = _kept(source.folder)
-    missing = not whole and (max_pairs is None or len(rows) < max_pairs)
-    if missing:
-        stream, label_names = _open(source)
-        _check_space(source, stream, max_pairs)
-        for chunk in _chunks(source, stream, len(rows), max_pairs):
-            rows += _keep(source, chunk, first=len(rows), label_names=label_names)
-        if max_pairs is None or len(rows) < max_pairs:
-            with replace_when_whole(source.folder / "whole") as partial:
-                partial.write_text(f"{len(rows)} pairs\n")
+    rows, label_names, is_enough = _enough_kept(source.folder, max_pairs)
+    if not is_enough:
+        source.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(source.folder / ".lock"):
+            # Another process may have streamed them while this one waited for its turn.
+            rows, label_names, is_enough = _enough_kept(source.folder, max_pairs)
+            if not is_enough:
+                rows, label_names = _stream_the_rest(source, rows, max_pairs)
     return rows[:max_pairs], label_names
+
+
+def _enough_kept(folder: Path, max_pairs: int | None) -> tuple[list[dict], list[str] | None, bool]:
+    """Return the rows that are there, the label names, and whether no more are wanted."""
+    rows, whole, label_names = _kept(folder)
+    return rows, label_names, whole or (max_pairs is not None and len(rows) >= max_pairs)
+
+
+def _stream_the_rest(source: _Source, rows: list[dict], max_pairs: int | None):
+    stream, label_names = _open(source)
+    _check_space(source, stream, max_pairs)
+    for chunk in _chunks(source, stream, len(rows), max_pairs):
+        rows = rows + _keep(source, chunk, first=len(rows), label_names=label_names)
+    if max_pairs is None or len(rows) < max_pairs:
+        with replace_when_whole(source.folder / "whole") as partial:
+            partial.write_text(f"{len(rows)} pairs\n")
+    return rows, label_names
 
 
 def _kept(folder: Path) -> tuple[list[dict], bool, list[str] | None]:
@@ -260,7 +277,7 @@ def _open(source: _Source):
             source.dataset,
             source.name,
             split=source.split,
-            revision=source.revision,
+            revision=_revision(source),
             streaming=True,
         )
         features = stream.features or next(iter(stream.take(1)), {})
@@ -278,6 +295,30 @@ def _open(source: _Source):
         # The bytes as they are: decoding and encoding anew would change them.
         stream = stream.cast_column(image, datasets.Image(decode=False))
     return stream, getattr(features[source.columns["label"]], "names", None)
+
+
+def _revision(source: _Source) -> str | None:
+    """Return what was asked for, or the commit that was the newest at the first call."""
+    if source.revision is not None or Path(source.dataset).exists():
+        return source.revision
+    kept = source.folder / "revision"
+    if not kept.exists():
+        newest = _newest_commit(source.dataset)
+        with replace_when_whole(kept) as partial:
+            partial.write_text(newest)
+    return kept.read_text()
+
+
+def _newest_commit(dataset: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return HfApi().dataset_info(dataset).sha
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(str(error)) from error
+    except Exception as error:  # whatever the Hub's client lets through: no network, no answer
+        raise ConnectionError(str(error)) from error
 
 
 def _datasets():
