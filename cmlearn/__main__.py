@@ -311,7 +311,7 @@ def run_train(options: argparse.Namespace) -> None:
             warnings.warn(
                 f"not all figures could be drawn ({type(error).__name__}: {error}); the model and "
                 "the report are written",
-                stacklevel=2,
+                stacklevel=1,
             )
     print(f"\nWrote {', '.join(sorted(file.name for file in out.iterdir()))} to {out}")
 
