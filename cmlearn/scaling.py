@@ -346,7 +346,7 @@ def append_features(
 
 def without_embedded_images(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table without a column that holds whole pictures, as a Parquet file's may."""
-    embedded = [name for name in table if isinstance(table[name].iloc[0], dict)]
+    embedded = [name for name in table if isinstance(table[name].iloc[0], dict | bytes)]
     return table.drop(columns=[name for name in embedded if name in ("image", "file_name")])
 
 

@@ -518,6 +518,11 @@ def test_a_folder_with_one_csv_file_is_what_that_file_says(table):
     rows, pairs = next(iter_pairs(place))
     assert pairs["image"].tolist() == [str(place / "b, c.png")]
     assert pairs["text"].tolist() == ["y"] and rows["label"].tolist() == ["1"]
+    (place / "notes.csv").write_text("who,what\nI,took these\n")
+    assert next(iter_pairs(place))[1].equals(pairs)
+    shutil.copy(place / "pairs.csv", place / "predictions.csv")
+    with pytest.raises(DatasetError, match=r"pairs\.csv, predictions\.csv, each a list of pic"):
+        next(iter_pairs(place))
     (place / "images").mkdir()
     for name in ("texts.txt", "metadata.csv"):
         (place / name).touch()

@@ -291,7 +291,7 @@ def test_unknown_parts_and_folders(fashion, tmp_path):
     with pytest.raises(DatasetError, match=r"Bad split: dev.*Name another by split="):
         load(fashion, split="dev")
     with pytest.raises(DatasetError, match="there is no such data set, or it asks for a login"):
-        load_huggingface(f"{tmp_path}/nowhere/", revision="main")
+        load_huggingface(f"{tmp_path}/nowhere/")
 
 
 @pytest.mark.parametrize("max_pairs", [0, -1, 2.5, "all"])

@@ -200,8 +200,10 @@ def test_the_local_engine_never_imports_ray(pairs, encoders, tmp_path, monkeypat
     embed_pairs(pairs / "pairs.csv", tmp_path / "f", {"image": encoders["image"]})
 
 
-def test_a_file_of_nothing_but_pictures(tmp_path):
-    picture = {"bytes": cv2.imencode(".png", np.zeros((4, 4, 3)))[1].tobytes(), "path": None}
+@pytest.mark.parametrize("is_record", [True, False])
+def test_a_file_of_nothing_but_pictures(tmp_path, is_record):
+    content = cv2.imencode(".png", np.zeros((4, 4, 3)))[1].tobytes()
+    picture = {"bytes": content, "path": None} if is_record else content
     pa.parquet.write_table(pa.table({"image": [picture] * 3}), tmp_path / "in.parquet")
     encoder = ColorHistogram(2, cache=False)
     assert embed_pairs(tmp_path / "in.parquet", tmp_path / "f", {"image": encoder}) == 3

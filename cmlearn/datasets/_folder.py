@@ -97,7 +97,7 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
     if not rows:
         raise DatasetError(f"{place}: there is no image-text pair in it")
     _check_rows(place, rows)
-    names = sorted({row.label for row in rows}, key=lambda name: (_natural(name), name))
+    names = sorted({row.label for row in rows}, key=_class_order)
     if len(names) == 1:
         raise DatasetError(
             f"{place}: every row has the label {names[0]!r}; a classifier needs at least two "
@@ -168,6 +168,16 @@ def _natural(name: str) -> list[str | int]:
     """Return a sort key in which numbers count as numbers: a2 before a10."""
     parts = re.split(r"(\d+)", unicodedata.normalize("NFC", name))
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def _class_name(label: str) -> str:
+    """Return one name for a class, whether its accents are letters of their own or not."""
+    return unicodedata.normalize("NFC", label)
+
+
+def _class_order(name: str) -> tuple:
+    """Return a sort key that is natural, and never a tie as "1" and "01" would be."""
+    return _natural(name), name
 
 
 # The article's layout: images/ and texts.txt
@@ -318,9 +328,7 @@ def _row(root: Path, place: str, record: dict, columns: dict[str, str]) -> _Row:
     cells = {role: _cell(place, name, record[name]) for role, name in columns.items()}
     image = _inside(root, place, cells["image"])
     label = cells["label"] if "label" in cells else _subfolder(place, root, image)
-    # One class, whether its accents are letters of their own or not.
-    label = unicodedata.normalize("NFC", label)
-    return _Row(place, image, cells["text"], label, cells.get("group"))
+    return _Row(place, image, cells["text"], _class_name(label), cells.get("group"))
 
 
 def _cell(place: str, column: str, value: object) -> str:
@@ -473,8 +481,8 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
     place : path-like
         A CSV or Parquet file with a column ``image`` (or ``file_name``) and, where there are
         texts, a column ``text``; a folder with ``images/`` and ``texts.txt``; a folder with
-        ``metadata.csv``, or with one CSV file; or any other folder, of which every picture is
-        taken, also those in subfolders, in natural order.
+        ``metadata.csv``, or with one CSV file that has such a column; or any other folder, of
+        which every picture is taken, also those in subfolders, in natural order.
     encoding : str, default="utf-8"
         Of ``texts.txt`` or the CSV file.
     chunk_size : int, default=256
@@ -526,8 +534,24 @@ def _listing(folder: Path) -> Path | None:
         if listed.exists():
             raise DatasetError(_both_listings(folder))
         return None
-    tables = [path for path in _visible(folder) if path.suffix.lower() == ".csv"]
-    return listed if listed.exists() else tables[0] if len(tables) == 1 else None
+    if listed.exists():
+        return listed
+    tables = [path for path in _visible(folder) if _lists_pictures(path)]
+    if len(tables) > 1:
+        raise DatasetError(
+            f"{folder} holds {_some([path.name for path in tables])}, each a list of pictures: "
+            "give the file that is meant in place of the folder"
+        )
+    return tables[0] if tables else None
+
+
+def _lists_pictures(path: Path) -> bool:
+    """Say whether a file is a CSV file with a column of pictures."""
+    if path.suffix.lower() != ".csv":
+        return False
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        header = next(csv.reader(file), [])
+    return not {"image", "file_name"}.isdisjoint(cell.strip() for cell in header)
 
 
 def _is_article(folder: Path) -> bool:

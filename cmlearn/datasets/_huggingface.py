@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from cmlearn.assets import AssetError
 from cmlearn.datasets._common import _SHOWN, DatasetError, _bunch, _count_table
-from cmlearn.datasets._folder import _defect, _natural
+from cmlearn.datasets._folder import _class_name, _class_order, _defect
 from cmlearn.runtime import cache_dir, replace_when_whole
 
 _CHUNK = 256  # pairs that are kept at once; a broken download loses no more
@@ -72,7 +72,7 @@ def load_huggingface(
         The part.
     revision : str, optional
         A commit, branch or tag on the Hub. Give a commit for results that can be repeated: without
-        it the newest is taken at the first call, and kept.
+        it the newest is taken at the first call, and kept for this part and these columns.
     max_pairs : int, optional
         Take the first so many rows. A Hub's files are often sorted by label, so look at what you
         get.
@@ -118,7 +118,7 @@ def load_huggingface(
     if not rows:
         raise DatasetError(f"{source}: there is no row in it")
     _check_pictures(source, rows)
-    names = label_names or sorted({row["label"] for row in rows}, key=_natural)
+    names = label_names or sorted({row["label"] for row in rows}, key=_class_order)
     if len({row["label"] for row in rows}) < 2:
         more = "; raise max_pairs, or shuffle the data set: its rows may be sorted by label"
         raise DatasetError(
@@ -311,11 +311,11 @@ def _revision(source: _Source) -> str | None:
 
 def _newest_commit(dataset: str) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
         return HfApi().dataset_info(dataset).sha
-    except RepositoryNotFoundError as error:
+    except (HFValidationError, RepositoryNotFoundError) as error:  # a path is no name
         raise FileNotFoundError(str(error)) from error
     except Exception as error:  # whatever the Hub's client lets through: no network, no answer
         raise ConnectionError(str(error)) from error
@@ -465,7 +465,7 @@ def _label(place: str, column: str, value: object, names: list[str] | None) -> s
             f"{place}: the column {column!r} holds {_shortened(value)}, not a label; leave the row "
             "out, or take another column by label="
         )
-    return str(value) if names is None else names[value]
+    return _class_name(str(value)) if names is None else names[value]
 
 
 def _shortened(value: object) -> str:
