@@ -520,7 +520,7 @@ def check_model_folder(out: Path) -> None:
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out must name a folder.")
-    if out.is_mount():
+    if os.path.ismount(out.resolve()):
         raise ValueError(
             f"{out} is a disk or volume of its own, whose place no new folder can take. Give --out "
             f"a folder in it, such as {out / 'model'}."
@@ -540,9 +540,17 @@ def check_output_file(out: str, data: str) -> None:
     """Refuse before the work what would fail after it, or would write over the input."""
     if Path(out).is_dir():
         raise ValueError(f"{out} is a folder; --out must name a file.")
-    if Path(out).exists() and Path(data).exists() and Path(out).samefile(data):
+    if Path(out).exists() and any(Path(out).samefile(file) for file in input_files(Path(data))):
         raise ValueError(f"{out} is the input; give --out another name, so that it is kept.")
     check_writable(Path(out).absolute().parent)
+
+
+def input_files(data: Path) -> list[Path]:
+    """Return the files that the pairs are listed in, as far as they exist."""
+    from cmlearn.datasets._folder import _listing
+
+    files = [data / "texts.txt", _listing(data)] if data.is_dir() else [data]
+    return [file for file in files if file is not None and file.exists()]
 
 
 def check_writable(folder: Path) -> None:

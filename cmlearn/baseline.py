@@ -145,8 +145,9 @@ def split_pairs(
     groups : ndarray of shape (n,)
         Pairs of one group are related and stay on one side, if there are such groups.
     test_size : float
-        Share of the test part, in (0, 1). With groups, or a class too rare for that share, it is
-        only met roughly: about the nearest of 1/2, 1/3, 1/4, … is taken, and groups stay whole.
+        Share of the test part, in (0, 1). With groups it is only met roughly: about the nearest of
+        1/2, 1/3, 1/4, … is taken, and groups stay whole. Without, it is missed by a row for each
+        class so rare that one of its rows had to change sides.
     seed : int
         Seed of the shuffle.
 
@@ -177,9 +178,9 @@ def split_pairs(
         )
     rows = np.arange(len(labels))
     if len(set(groups)) == len(groups):
-        split = train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels)
-        if all(len(set(labels[part])) == len(members) for part in split):
-            return tuple(split)
+        return _with_every_class(
+            *train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels), labels
+        )
     n_folds = min(range(2, len(set(groups)) + 1), key=lambda n: abs(1 / n - test_size))
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -194,6 +195,20 @@ def split_pairs(
         f"has every class on both sides; the class with the fewest groups is {members.idxmin()!r} "
         f"with {members.min()}. Add groups to the small classes, or change the share."
     )
+
+
+def _with_every_class(
+    train: np.ndarray, test: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move a row of each class that one side lacks there from the other side."""
+    for name in dict.fromkeys(labels):
+        if name not in labels[test]:
+            row = train[labels[train] == name][0]
+            train, test = train[train != row], np.append(test, row)
+        elif name not in labels[train]:
+            row = test[labels[test] == name][0]
+            train, test = np.append(train, row), test[test != row]
+    return train, test
 
 
 def _groups_of_each_class(labels: np.ndarray, groups: np.ndarray) -> pd.Series:

@@ -24,13 +24,15 @@ def test_without_groups_the_split_is_scikit_learns_stratified_one():
     np.testing.assert_array_equal(test, expected[1])
 
 
-def test_a_rare_class_is_on_both_sides_whatever_the_share():
-    labels = np.array(["a"] * 100 + ["b"] * 2, dtype=object)
-    for seed in range(20):
-        for share in (0.2, 0.8):
-            train, test = split_pairs(labels, np.arange(102), test_size=share, seed=seed)
-            assert sorted([*train, *test]) == list(range(102))
-            assert set(labels[train]) == set(labels[test]) == {"a", "b"}
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("sizes", [[100, 2], [100, 2, 2, 2], [40, 30, 20, 10, 4, 3, 2, 2, 2]])
+def test_rare_classes_are_on_both_sides_whatever_the_share(sizes, share):
+    labels = np.repeat([f"class {n}" for n in range(len(sizes))], sizes).astype(object)
+    for seed in range(10):
+        train, test = split_pairs(labels, np.arange(len(labels)), test_size=share, seed=seed)
+        assert sorted([*train, *test]) == list(range(len(labels)))
+        assert set(labels[train]) == set(labels[test]) == set(labels)
+        assert abs(len(test) - share * len(labels)) <= len(sizes)
 
 
 def test_pictures_that_are_missing_are_no_copies_of_each_other(tmp_path):

@@ -57,7 +57,7 @@ def test_another_style_costs_the_picture_and_late_fusion_stays_at_the_text(resul
 def test_fusion_gains_on_photographs(results):
     stamps = pd.DataFrame(results["stamps"]).pivot_table("accuracy", "method", "kind")
     photographs = stamps["photographs"]
-    assert photographs["image"] > stamps["all"]["majority"] + 0.2
+    assert photographs["image"] > photographs["majority"] + 0.1
     assert min(photographs["concat"], photographs["late"]) > photographs["text"]
 
 
@@ -75,7 +75,7 @@ def test_unseen_classes_and_few_examples(results):
     unseen = table(results, "unseen").mean()
     assert 0.5 < unseen["image"] < unseen["text"] < unseen["text, trained"]
     few = table(results, "few_shot").groupby(["method", "shots"])["accuracy"].mean()
-    assert few["text and description", 0] > few["text", 4]
+    assert few["text and description", 4] > few["text", 4] + 0.05
     assert few["text", 32] > few["both", 32] > few["image", 32]
 
 

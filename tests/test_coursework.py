@@ -556,9 +556,12 @@ def test_grades_that_there_are_survive_an_interruption(built, tmp_path, monkeypa
         return grade(submission, *arguments, **settings)
 
     monkeypatch.setattr("cmlearn.coursework.grade.grade", interrupted)
+    out.mkdir()
+    (out / "grades.csv").write_text("of an earlier call")
     with pytest.raises(KeyboardInterrupt):
         grade_folder(place, out, built, limits=LIMITS, jobs=1)
-    rows = (out / "grades.csv").read_text("utf-8-sig").splitlines()
+    assert (out / "grades.csv").read_text() == "of an earlier call"
+    rows = (out / "grades-partial.csv").read_text("utf-8-sig").splitlines()
     assert [row.split(",")[0] for row in rows] == ["submission", "ann", "bob"]
     assert "could not be graded (SandboxError: killed for memory)" in rows[2]
 
@@ -571,6 +574,11 @@ def test_grades_that_there_are_survive_an_interruption(built, tmp_path, monkeypa
         ("grader.check_all()\ngrader.save_submission()\n", True),
         ("grader.check_all()\nanswer = 5", False),
         ("grader.check_all(); answer = 5", False),
+        ("answer = grader.check_all()", False),
+        ('grader.save_submission(Path("mine.ipynb"))\n# done', True),
+        ("# nothing but a remark", False),
+        ("%pip install something", False),
+        ("grader.check_all()" + " " * 500_000 + "x", False),
     ],
 )
 def test_cells_that_answer_nothing(source, reports):

@@ -558,7 +558,7 @@ def test_the_threshold_is_the_cheapest_that_keeps_the_accuracy(iris):
     last = None
     for tolerance in (0.0, 0.05, 1.0):
         model = EarlyExit(stages(), [1, 10], tolerance=tolerance).fit(X, y)
-        curve = model.curve_
+        curve = pd.DataFrame(model.curve_)
         enough = curve[curve["accuracy"] >= curve["accuracy"].iloc[-1] - tolerance]
         chosen = curve[curve["threshold"] == model.threshold_].iloc[0]
         assert chosen["cost"] == enough["cost"].min()

@@ -584,6 +584,10 @@ def test_the_input_is_not_written_over(pairs, model, tmp_path, capsys):
             assert main(arguments) == 1
             assert f"{out} is the input; give --out another name" in capsys.readouterr().err
     assert (tmp_path / "new.csv").read_bytes() == before
+    (tmp_path / "link.csv").unlink()
+    assert main(["embed", str(tmp_path), "--out", str(tmp_path / "new.csv")]) == 1
+    assert "new.csv is the input" in capsys.readouterr().err
+    assert (tmp_path / "new.csv").read_bytes() == before
 
 
 def test_a_figure_that_fails_does_not_cost_the_model(pairs, tmp_path, monkeypatch, capsys):
@@ -609,9 +613,12 @@ def test_a_model_goes_where_a_link_leads(pairs, tmp_path):
 
 
 def test_a_volume_cannot_be_replaced(pairs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
-    assert train(pairs, tmp_path, pairs) == 1
-    assert f"such as {tmp_path / 'model'}" in capsys.readouterr().err
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "volume")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "volume")
+    for out in (tmp_path / "volume", tmp_path / "link"):
+        assert train(pairs, out, pairs) == 1
+        assert f"such as {out / 'model'}" in capsys.readouterr().err
 
 
 def test_training_again_does_not_remove_what_was_put_beside_the_model(pairs, tmp_path, capsys):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import inspect
 import json
 import re
 import sys
+import textwrap
 import time
 import traceback
 import zipfile
@@ -16,10 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PUBLIC = Path(__file__).parent / "checks"
-_CHECK = re.compile(r"""^\s*grader\.check\(\s*["'](\w+)["']\s*\)\s*;?\s*$""")
-_REPORT = re.compile(
-    r"^(\s*grader\.(check_all|save_submission)\([^()]*\)[^\S\n]*;?[^\S\n]*(#[^\n]*)?(\n|$))+\s*$"
-)
+_LONGEST_CALL = 2000  # characters of a cell that does nothing but call the grader
 _PATIENCE = 60  # seconds in which Colab hands over the notebook
 
 
@@ -236,13 +235,38 @@ def assignment_named_in(source: str) -> str | None:
 
 def checked_question(source: str) -> str | None:
     """Return the question that a cell does nothing but check."""
-    found = _CHECK.match(source)
-    return found and found[1]
+    calls = _grader_calls(source)
+    if len(calls) != 1 or calls[0].func.attr != "check" or len(calls[0].args) != 1:
+        return None
+    question = calls[0].args[0]
+    return question.value if isinstance(getattr(question, "value", None), str) else None
 
 
 def only_reports(source: str) -> bool:
     """Say whether a cell answers nothing: it runs all checks, or saves the submission."""
-    return bool(_REPORT.match(source))
+    calls = _grader_calls(source)
+    return bool(calls) and {call.func.attr for call in calls} <= {"check_all", "save_submission"}
+
+
+def _grader_calls(source: str) -> list[ast.Call]:
+    """Return the calls of a cell that does nothing but call methods of ``grader``."""
+    if len(source) > _LONGEST_CALL:
+        return []
+    try:
+        statements = ast.parse(textwrap.dedent(source).strip()).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a command of Jupyter, or worse
+        return []
+    calls = [one.value if isinstance(one, ast.Expr) else None for one in statements]
+    return calls if all(map(_is_of_grader, calls)) else []
+
+
+def _is_of_grader(call: object) -> bool:
+    return (
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "grader"
+    )
 
 
 def by_number(question: str) -> tuple[int, str]:

@@ -367,8 +367,13 @@ def grade_folder(
                 print(
                     f"{made.submission}: {made.score:g}/{made.possible:g} {made.status}", flush=True
                 )
-    finally:  # whoever interrupts keeps what has been graded
-        _write_all(grades, out, built)
+    except BaseException:
+        if grades:  # whoever interrupts keeps what has been graded, and what an earlier call wrote
+            out.mkdir(parents=True, exist_ok=True)
+            table = _printable(_grades_csv(grades, built))
+            (out / "grades-partial.csv").write_text(table, "utf-8-sig")
+        raise
+    _write_all(grades, out, built)
     return grades
 
 

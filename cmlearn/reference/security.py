@@ -395,13 +395,17 @@ def poisoned_head(kind, where, pairs, marked, train, *, rate, seed):
 
 
 def poison_score(head, where, pairs, marked, test) -> dict[str, float]:
-    """Return the accuracy on clean pairs, and how often the trigger calls up the target."""
+    """Return the accuracy on clean pairs, and how often the target is named with the trigger.
+
+    ``without`` is how often the same head names it for the same pairs without the trigger.
+    """
     clean = answers(head, pairs.image[test], pairs.text[test]) == pairs.labels[test]
     others = test[pairs.labels[test] != TARGET]
     rows = {one: pairs[one][others] for one in ("image", "text")} | {where: marked[where][others]}
     return {
         "clean": clean.mean(),
         "success": (answers(head, rows["image"], rows["text"]) == TARGET).mean(),
+        "without": (answers(head, pairs.image[others], pairs.text[others]) == TARGET).mean(),
     }
 
 
