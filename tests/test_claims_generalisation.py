@@ -59,6 +59,10 @@ def test_fusion_gains_on_photographs(results):
     photographs = stamps["photographs"]
     assert photographs["image"] > photographs["majority"] + 0.1
     assert min(photographs["concat"], photographs["late"]) > photographs["text"]
+    concat, late = (results["stamp_tests"]["photographs"][f"{one} over text"]
+                    for one in ("concat", "late"))  # fmt: skip
+    assert concat["pvalue"] < 0.05 / 6  # of six tests
+    assert late["only_a"] > late["only_b"]
 
 
 def test_languages(results):

@@ -564,6 +564,9 @@ def test_grades_that_there_are_survive_an_interruption(built, tmp_path, monkeypa
     rows = (out / "grades-partial.csv").read_text("utf-8-sig").splitlines()
     assert [row.split(",")[0] for row in rows] == ["submission", "ann", "bob"]
     assert "could not be graded (SandboxError: killed for memory)" in rows[2]
+    monkeypatch.undo()
+    assert len(grade_folder(place, out, built, limits=LIMITS, jobs=1)) == 3
+    assert not (out / "grades-partial.csv").exists()
 
 
 @pytest.mark.parametrize(

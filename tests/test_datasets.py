@@ -520,6 +520,9 @@ def test_a_folder_with_one_csv_file_is_what_that_file_says(table):
     assert pairs["text"].tolist() == ["y"] and rows["label"].tolist() == ["1"]
     (place / "notes.csv").write_text("who,what\nI,took these\n")
     assert next(iter_pairs(place))[1].equals(pairs)
+    (place / "drafts.csv").mkdir()
+    (place / "cells.csv").write_text("x" * 200_000 + ",y\n")
+    assert next(iter_pairs(place))[1].equals(pairs)
     shutil.copy(place / "pairs.csv", place / "predictions.csv")
     with pytest.raises(DatasetError, match=r"pairs\.csv, predictions\.csv, each a list of pic"):
         next(iter_pairs(place))
@@ -528,6 +531,19 @@ def test_a_folder_with_one_csv_file_is_what_that_file_says(table):
         (place / name).touch()
     with pytest.raises(DatasetError, match=r"holds both texts\.txt and metadata\.csv"):
         next(iter_pairs(place))
+
+
+@pytest.mark.parametrize("header", ["picture,text,label", "image;text;label"])
+def test_the_one_csv_file_of_a_folder_is_not_passed_over_for_its_header(table, header):
+    place = table(f"{header}\na.png,x,1\n")
+    with pytest.raises(DatasetError, match=r"pairs\.csv: expected one column image or file_name"):
+        next(iter_pairs(place))
+
+
+def test_the_one_csv_file_of_a_folder_in_another_encoding(table):
+    place = table("image,text\na.png,Käse\n".encode("utf-16"))
+    _, pairs = next(iter_pairs(place, encoding="utf-16"))
+    assert pairs["text"].tolist() == ["Käse"]
 
 
 def test_a_reader_that_is_overtaken_takes_what_the_faster_one_wrote(table, tmp_path, monkeypatch):

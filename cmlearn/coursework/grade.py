@@ -359,6 +359,7 @@ def grade_folder(
             return Grade(submission.name, submission.assignment, _printable(problem))
 
     _try_out(limits or Limits(), isolated)
+    (out / "grades-partial.csv").unlink(missing_ok=True)
     grades = []
     try:
         with ThreadPoolExecutor(jobs) as pool:

@@ -481,8 +481,9 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
     place : path-like
         A CSV or Parquet file with a column ``image`` (or ``file_name``) and, where there are
         texts, a column ``text``; a folder with ``images/`` and ``texts.txt``; a folder with
-        ``metadata.csv``, or with one CSV file that has such a column; or any other folder, of
-        which every picture is taken, also those in subfolders, in natural order.
+        ``metadata.csv``, or with one CSV file (of several the one that has such a
+        column); or any other folder, of which every picture is taken, also those in subfolders, in
+        natural order.
     encoding : str, default="utf-8"
         Of ``texts.txt`` or the CSV file.
     chunk_size : int, default=256
@@ -515,7 +516,7 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
 def _tables(place: Path, encoding: str, chunk_size: int):
     """Return the folder that paths are relative to, and the chunks, indexed by their places."""
     if place.is_dir():
-        place = _listing(place) or place
+        place = _listing(place, encoding) or place
     if place.is_dir():
         return place, _folder_tables(place, encoding, chunk_size)
     if not place.exists():
@@ -527,7 +528,7 @@ def _tables(place: Path, encoding: str, chunk_size: int):
     raise DatasetError(f"{place}: expected a folder, a .csv file or a .parquet file")
 
 
-def _listing(folder: Path) -> Path | None:
+def _listing(folder: Path, encoding: str = "utf-8") -> Path | None:
     """Return the CSV file that says which pictures of a folder count, if there is one."""
     listed = folder / "metadata.csv"
     if _is_article(folder):
@@ -536,7 +537,9 @@ def _listing(folder: Path) -> Path | None:
         return None
     if listed.exists():
         return listed
-    tables = [path for path in _visible(folder) if _lists_pictures(path)]
+    tables = [path for path in _visible(folder) if path.suffix.lower() == ".csv" and path.is_file()]
+    if len(tables) > 1:
+        tables = [path for path in tables if _lists_pictures(path, encoding)]
     if len(tables) > 1:
         raise DatasetError(
             f"{folder} holds {_some([path.name for path in tables])}, each a list of pictures: "
@@ -545,13 +548,15 @@ def _listing(folder: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def _lists_pictures(path: Path) -> bool:
-    """Say whether a file is a CSV file with a column of pictures."""
-    if path.suffix.lower() != ".csv":
+def _lists_pictures(path: Path, encoding: str) -> bool:
+    """Say whether a CSV file has a column of pictures."""
+    try:
+        with open(path, encoding=encoding, errors="replace", newline="") as file:
+            header = next(csv.reader(file), [])
+    except (csv.Error, LookupError):
         return False
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = next(csv.reader(file), [])
-    return not {"image", "file_name"}.isdisjoint(cell.strip() for cell in header)
+    columns = {cell.strip().removeprefix("\ufeff") for cell in header}
+    return not {"image", "file_name"}.isdisjoint(columns)
 
 
 def _is_article(folder: Path) -> bool:

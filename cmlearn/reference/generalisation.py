@@ -196,8 +196,8 @@ def stamp_scores(pairs: Bunch) -> tuple[list[dict], dict[str, dict]]:
     """Train on all emoji and test on the stamps of categories that both know.
 
     Photographs and drawings among the stamps are scored apart; the loader draws what came as a
-    vector graphic, and the rest are nearly all photographs. Beside the scores stands McNemar's
-    test of concatenation against late fusion for each kind.
+    vector graphic, and the rest are nearly all photographs. Beside the scores stand, for each
+    kind, McNemar's tests of concatenation against late fusion, and of both against the text.
     """
     stamps = load_stamps()
     folder = np.asarray(stamps.target_names)[stamps.target]
@@ -222,7 +222,10 @@ def stamp_scores(pairs: Bunch) -> tuple[list[dict], dict[str, dict]]:
             {"kind": kind, "method": name, "n": int(rows.sum()), "accuracy": accuracy}
             for name, accuracy in by_method.items()
         ]
-        tests[kind] = vars(mcnemar(labels[rows], found["concat"][rows], found["late"][rows]))
+        tests[kind] = {
+            f"{one} over {other}": vars(mcnemar(labels[rows], found[one][rows], found[other][rows]))
+            for one, other in (("concat", "late"), ("concat", "text"), ("late", "text"))
+        }
     return scores, tests
 
 
