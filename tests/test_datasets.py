@@ -462,14 +462,22 @@ def test_parquet_records_with_a_path_mean_the_file_beside_them(table, tmp_path, 
         load_folder(other)
 
 
-def test_parquet_of_bytes_alone(table, tmp_path, monkeypatch):
+@pytest.fixture
+def embedded(table, tmp_path, monkeypatch):
+    """Return a folder with a Parquet file that holds two pictures, and their bytes."""
     monkeypatch.setenv("CMLEARN_CACHE", str(tmp_path / "cache"))
     folder = table("", "unused.txt")
-    images = [{"bytes": (folder / name).read_bytes()} for name in ("a.png", "b, c.png")]
+    contents = [(folder / name).read_bytes() for name in ("a.png", "b, c.png")]
+    images = [{"bytes": content} for content in contents]
     rows = pd.DataFrame({"image": images, "text": ["x", "y"], "label": [3, 10]})
     rows.to_parquet(folder / "pairs.parquet")
+    return folder, contents
+
+
+def test_parquet_of_bytes_alone(embedded):
+    folder, contents = embedded
     found = [Path(path).read_bytes() for path in load_folder(folder).data["image"]]
-    assert found == [image["bytes"] for image in images]
+    assert found == contents
 
 
 def test_parquet_rows_with_the_same_picture_are_related(tmp_path, monkeypatch):
@@ -546,12 +554,8 @@ def test_the_one_csv_file_of_a_folder_in_another_encoding(table):
     assert pairs["text"].tolist() == ["Käse"]
 
 
-def test_a_reader_that_is_overtaken_takes_what_the_faster_one_wrote(table, tmp_path, monkeypatch):
-    monkeypatch.setenv("CMLEARN_CACHE", str(tmp_path / "cache"))
-    folder = table("", "unused.txt")
-    images = [{"bytes": (folder / name).read_bytes()} for name in ("a.png", "b, c.png")]
-    rows = pd.DataFrame({"image": images, "text": ["x", "y"], "label": [3, 10]})
-    rows.to_parquet(folder / "pairs.parquet")
+def test_a_reader_that_is_overtaken_takes_what_the_faster_one_wrote(embedded, monkeypatch):
+    folder, contents = embedded
     extract, readers = _folder._extract, []
 
     def overtaken(*arguments):
@@ -562,7 +566,7 @@ def test_a_reader_that_is_overtaken_takes_what_the_faster_one_wrote(table, tmp_p
 
     monkeypatch.setattr(_folder, "_extract", overtaken)
     found = [Path(path).read_bytes() for path in load_folder(folder).data["image"]]
-    assert found == [image["bytes"] for image in images] and len(readers) == 2
+    assert found == contents and len(readers) == 2
 
 
 @pytest.mark.parametrize(

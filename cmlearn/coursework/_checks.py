@@ -238,8 +238,10 @@ def checked_question(source: str) -> str | None:
     calls = _grader_calls(source)
     if len(calls) != 1 or calls[0].func.attr != "check" or len(calls[0].args) != 1:
         return None
-    question = calls[0].args[0]
-    return question.value if isinstance(getattr(question, "value", None), str) else None
+    match calls[0].args[0]:
+        case ast.Constant(value=str(question)):
+            return question
+    return None
 
 
 def only_reports(source: str) -> bool:

@@ -370,9 +370,7 @@ def grade_folder(
                 )
     except BaseException:
         if grades:  # whoever interrupts keeps what has been graded, and what an earlier call wrote
-            out.mkdir(parents=True, exist_ok=True)
-            table = _printable(_grades_csv(grades, built))
-            (out / "grades-partial.csv").write_text(table, "utf-8-sig")
+            _write_grades(out / "grades-partial.csv", grades, built)
         raise
     _write_all(grades, out, built)
     return grades
@@ -396,9 +394,13 @@ def _all_tests(built: Path) -> dict[str, dict[str, str]]:
     return tests
 
 
+def _write_grades(path: Path, grades: list[Grade], built: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_printable(_grades_csv(grades, built)), "utf-8-sig")
+
+
 def _write_all(grades: list[Grade], out: Path, built: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "grades.csv").write_text(_printable(_grades_csv(grades, built)), "utf-8-sig")
+    _write_grades(out / "grades.csv", grades, built)
     (out / "leaderboard.csv").write_text(_printable(_leaderboard_csv(grades)), "utf-8-sig")
     for made in grades:
         for kind, ending, content in (

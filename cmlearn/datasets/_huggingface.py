@@ -181,21 +181,15 @@ def _state(folder: Path) -> list | None:
 
 def _stored_rows(source: _Source, max_pairs: int | None) -> tuple[list[dict], list[str] | None]:
     """Return rows and label names from the cache folder, streaming what it lacks."""
-    rows, label_names, is_enough = _enough_kept(source.folder, max_pairs)
+    rows, label_names, is_enough = _kept(source.folder, max_pairs)
     if not is_enough:
         source.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(source.folder / ".lock"):
             # Another process may have streamed them while this one waited for its turn.
-            rows, label_names, is_enough = _enough_kept(source.folder, max_pairs)
+            rows, label_names, is_enough = _kept(source.folder, max_pairs)
             if not is_enough:
                 rows, label_names = _stream_the_rest(source, rows, max_pairs)
     return rows[:max_pairs], label_names
-
-
-def _enough_kept(folder: Path, max_pairs: int | None) -> tuple[list[dict], list[str] | None, bool]:
-    """Return the rows that are there, the label names, and whether no more are wanted."""
-    rows, whole, label_names = _kept(folder)
-    return rows, label_names, whole or (max_pairs is not None and len(rows) >= max_pairs)
 
 
 def _stream_the_rest(source: _Source, rows: list[dict], max_pairs: int | None):
@@ -209,15 +203,16 @@ def _stream_the_rest(source: _Source, rows: list[dict], max_pairs: int | None):
     return rows, label_names
 
 
-def _kept(folder: Path) -> tuple[list[dict], bool, list[str] | None]:
-    """Return the rows that are there, whether they are all, and the names of the labels."""
+def _kept(folder: Path, max_pairs: int | None) -> tuple[list[dict], list[str] | None, bool]:
+    """Return the rows that are there, the names of the labels, and whether that is enough."""
     rows: list[dict] = []
     label_names = None
     while (chunk := folder / f"{len(rows):08d}").is_dir():
         content = json.loads((chunk / "rows.json").read_text(encoding="utf-8"))
         rows += [row | {"image": str(chunk / row["image"])} for row in content["rows"]]
         label_names = content["label_names"]
-    return rows, (folder / "whole").exists(), label_names
+    is_whole = (folder / "whole").exists()
+    return rows, label_names, is_whole or (max_pairs is not None and len(rows) >= max_pairs)
 
 
 def _keep(source: _Source, chunk: list[dict], *, first: int, label_names) -> list[dict]:
