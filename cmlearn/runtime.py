@@ -355,17 +355,25 @@ def precision() -> str | None:
     return None if keras is None else keras.config.dtype_policy().name
 
 
-def provenance() -> dict:
+def provenance(sources: Iterable[str | os.PathLike] | None = None) -> dict:
     """Return where the numbers of this run come from.
+
+    Parameters
+    ----------
+    sources : iterable of path-like, optional
+        The source files that the numbers depend on, as `code_hash` takes them.
+        Default: every module of `cmlearn`.
 
     Returns
     -------
     dict
         ``profile``, ``device``, ``python``, ``packages`` (name to version, installed
         ones only), ``seconds`` since `cmlearn.runtime` was imported,
-        ``peak_memory_mib``, ``commit`` (None outside a git checkout), ``code_hash``; where Keras
-        is loaded, its ``precision``, and on a GPU ``peak_gpu_memory_mib``.
+        ``peak_memory_mib``, ``commit`` (None outside a git checkout; with "-dirty" behind it
+        where one of the sources is not as it was committed), ``code_hash`` of the sources; where
+        Keras is loaded, its ``precision``, and on a GPU ``peak_gpu_memory_mib``.
     """
+    files = list(_PACKAGE.rglob("*.py") if sources is None else sources)
     facts = {
         "profile": profile(),
         "device": device(),
@@ -373,8 +381,8 @@ def provenance() -> dict:
         "packages": _versions(_MAIN_PACKAGES),
         "seconds": round(time.monotonic() - _STARTED, 1),
         "peak_memory_mib": round(peak_memory() / 2**20),
-        "commit": _commit(),
-        "code_hash": code_hash(),
+        "commit": _commit(files),
+        "code_hash": code_hash(files),
     }
     if (policy := precision()) is not None:
         facts["precision"] = policy
@@ -391,18 +399,24 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
+def _commit(files: Iterable[str | os.PathLike]) -> str | None:
     root = _PACKAGE.parent
     if not (root / ".git").exists():
         return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
+
+    def git(*command: str | os.PathLike) -> str:
         reply = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=20, check=True
+            ["git", *command], cwd=root, capture_output=True, text=True, timeout=20, check=True
         )
+        return reply.stdout.strip()
+
+    own = [file for file in files if (root / file).is_relative_to(root)]
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--", *own) if own else ""
     except (OSError, subprocess.SubprocessError):
         return None
-    return reply.stdout.strip()
+    return f"{commit}-dirty" if changed else commit
 
 
 def code_hash(paths: Iterable[str | os.PathLike] | None = None) -> str:
@@ -465,7 +479,7 @@ def save_run(
         When a result is of a kind that JSON cannot hold.
     """
     sources = None if sources is None else sorted(sources)
-    origin = provenance() | {"sources": sources, "code_hash": code_hash(sources)}
+    origin = provenance(sources) | {"sources": sources}
     if seconds is not None:
         origin["seconds"] = round(seconds, 1)
     run = {"results": results, "provenance": origin}

@@ -272,6 +272,27 @@ def test_a_stored_run_turns_stale_when_its_code_changes(tmp_path):
     assert runtime.load_run(path)["stale"] is True
 
 
+def test_only_a_changed_source_makes_the_commit_dirty(monkeypatch, tmp_path):
+    package = tmp_path / "cmlearn"
+    package.mkdir()
+    (package / "a.py").write_text("x = 1\n")
+    (package / "b.py").write_text("y = 1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "Both"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(runtime, "_PACKAGE", package)
+    (package / "b.py").write_text("y = 2\n")
+    (tmp_path / "run.json").write_text("{}")
+    clean = runtime.provenance(["cmlearn/a.py"])["commit"]
+    assert len(clean) == 12
+    assert runtime.provenance([])["commit"] == clean
+    assert runtime.provenance(["cmlearn/a.py", "cmlearn/b.py"])["commit"] == f"{clean}-dirty"
+    assert runtime.provenance()["commit"] == f"{clean}-dirty"
+    elsewhere = tmp_path.with_name("elsewhere.py")
+    elsewhere.write_text("z = 1\n")
+    assert runtime.provenance(["cmlearn/a.py", elsewhere])["commit"] == clean
+
+
 def test_a_run_of_many_processes_says_what_they_took_together(tmp_path):
     runtime.save_run(tmp_path / "run.json", {}, sources=[], seconds=1234.56)
     assert runtime.load_run(tmp_path / "run.json")["provenance"]["seconds"] == 1234.6
