@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from cmlearn._gradients import value_and_gradients
+from cmlearn._pixels import checked_images
 
 __all__ = [
     "add_sticker",
@@ -226,7 +227,7 @@ def _batches(n: int, size: int) -> Iterable[slice]:
 
 
 def _checked(images, labels, epsilon, context):
-    images = _checked_images(images)
+    images = checked_images(images)
     real = isinstance(epsilon, numbers.Real) and np.isfinite(epsilon)
     if not real or epsilon < 0:
         raise ValueError(
@@ -237,22 +238,6 @@ def _checked(images, labels, epsilon, context):
         if len(x) != len(images):
             raise ValueError(f"context {i} has {len(x)} rows for {len(images)} images")
     return images.astype(np.float32), _checked_labels(labels, len(images), "images"), context
-
-
-def _checked_images(images: Any) -> np.ndarray:
-    images = np.asarray(images)
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(
-            f"images must be (n, height, width, channels), n > 0; got the shape {images.shape}"
-        )
-    inside = ((images >= 0) & (images <= 255)).reshape(len(images), -1).all(axis=1)
-    if not inside.all():
-        row = int(np.argmin(inside))
-        raise ValueError(
-            f"image {row} has values from {images[row].min()} to {images[row].max()}; pixels go "
-            "from 0 to 255. Give images as they were before they were normalised."
-        )
-    return images
 
 
 def _checked_labels(labels: Any, n: int, what: str) -> np.ndarray:
@@ -454,7 +439,7 @@ def write_word(images: Any, words: Iterable[str], *, share: float = 0.25) -> np.
     """
     import cv2
 
-    written = _checked_images(images).round().astype(np.uint8)
+    written = checked_images(images).round().astype(np.uint8)
     words = list(words)
     if len(words) != len(written):
         raise ValueError(f"{len(written)} images need as many words; got {len(words)}")
@@ -498,7 +483,7 @@ def add_sticker(images: Any, *, share: float = 0.15) -> np.ndarray:
     T. Gu, B. Dolan-Gavitt and S. Garg, "BadNets: identifying vulnerabilities in the machine
     learning model supply chain", 2017. https://arxiv.org/abs/1708.06733
     """
-    stuck = _checked_images(images).round().astype(np.uint8)
+    stuck = checked_images(images).round().astype(np.uint8)
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1; got {share!r}")
     side = max(2, round(share * min(stuck.shape[1:3])))

@@ -18,6 +18,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from cmlearn._gradients import value_and_gradients
+from cmlearn._pixels import checked_images
 
 if TYPE_CHECKING:
     import keras
@@ -293,7 +294,7 @@ def occlude_patches(
     M. D. Zeiler and R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014.
     https://doi.org/10.1007/978-3-319-10590-1_53
     """
-    images = _checked_images(images)
+    images = checked_images(images, channels=3)
     height, width = images.shape[1:3]
     stride = patch_size if stride is None else stride
     if not 1 <= stride <= patch_size <= min(height, width):
@@ -676,7 +677,7 @@ def deletion_insertion(
     V. Petsiuk, A. Das and K. Saenko, "RISE: randomized input sampling for explanation of black-box
     models", BMVC 2018. https://arxiv.org/abs/1806.07421
     """
-    images, maps = _checked_images(images), np.asarray(maps)
+    images, maps = checked_images(images, channels=3), np.asarray(maps)
     if maps.shape != images.shape[:3]:
         raise ValueError(
             f"maps must have the shape {images.shape[:3]}, that of the images; got {maps.shape}"
@@ -779,21 +780,7 @@ def _images_among(arrays: list[np.ndarray]) -> np.ndarray:
             "one of the inputs must be images, (n, height, width, 3); got the shapes "
             f"{', '.join(str(array.shape) for array in arrays)}"
         )
-    return _checked_images(images[0])
-
-
-def _checked_images(images: np.ndarray) -> np.ndarray:
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
-        raise ValueError(f"images must be (n, height, width, 3), n > 0; got {images.shape}")
-    inside = ((images >= 0) & (images <= 255)).reshape(len(images), -1).all(axis=1)
-    if not inside.all():
-        row = int(np.argmin(inside))
-        raise ValueError(
-            f"image {row} has values from {images[row].min()} to {images[row].max()}; pixels go "
-            "from 0 to 255. Give images as they were before they were normalised."
-        )
-    return images
+    return checked_images(images[0], channels=3)
 
 
 def _checked_fill(fill: Any, images: np.ndarray) -> np.ndarray:
@@ -806,7 +793,8 @@ def _checked_fill(fill: Any, images: np.ndarray) -> np.ndarray:
     exact = found.astype(images.dtype)
     if images.dtype.kind in "iu" and not np.array_equal(exact, found):
         raise ValueError(
-            f"fill has fractions, and the images are whole numbers ({images.dtype}): round fill, "
-            "or give the images as float32"
+            f"fill must be whole numbers that {images.dtype} can hold, as the images are "
+            f"{images.dtype}; got {found.ravel()[np.argmax((exact != found).ravel())]}: change "
+            "fill, or give the images as float32"
         )
     return exact

@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
@@ -563,7 +564,7 @@ def _noisy_sgd(learning_rate: float, seed: int):
 
 
 def _is_missing(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, float) and np.isnan(cell))
+    return pd.api.types.is_scalar(cell) and pd.isna(cell)
 
 
 def _texts(column, first_row: int = 0) -> list[str | None]:

@@ -229,7 +229,7 @@ def test_occluded_patches_equal_the_parts_of_a_sum(linear, inputs, stride):
         (300, "fill has values from 300 to 300; pixels go from 0 to 255"),
         ([0, -1, 0], "fill has values from -1 to 0"),
         (float("nan"), "fill has values from nan"),
-        (127.5, r"fill has fractions.*uint8.*round fill"),
+        (127.5, r"whole numbers that uint8 can hold.*got 127\.5: change fill"),
     ],
 )
 def test_what_covers_pixels_must_be_pixels(inputs, fill, message):
@@ -239,6 +239,12 @@ def test_what_covers_pixels_must_be_pixels(inputs, fill, message):
         occlude_patches(lambda batch: batch, images, 0, patch_size=4, fill=fill)
     with pytest.raises(ValueError, match=message):
         deletion_insertion(lambda batch: batch, images, maps, 0, fill=fill)
+
+
+def test_what_covers_small_whole_numbers_must_be_one_of_them(inputs):
+    images = np.zeros((2, SIZE, SIZE, 3), np.int8)
+    with pytest.raises(ValueError, match=r"whole numbers that int8 can hold.*got 200: change"):
+        occlude_patches(lambda batch: batch, images, 0, patch_size=4, fill=[100, 200, 100])
 
 
 def test_fractions_cover_images_of_real_numbers(inputs):

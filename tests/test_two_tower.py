@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.signal import correlate
 from sklearn.base import clone
@@ -294,6 +295,7 @@ RESUMABLE = {
 KILLED = """
 import os, signal, sys
 import numpy as np
+import pandas as pd
 from test_two_tower import RESUMABLE, scenes, small
 save, saved = np.savez, []
 
@@ -390,6 +392,7 @@ def test_a_checkpoint_that_lacks_the_weights_is_named(pairs, tmp_path):
 ON_JAX = """
 import sys
 import numpy as np
+import pandas as pd
 import keras
 from test_two_tower import RESUMABLE, scenes, small
 assert keras.backend.backend() == "jax"
@@ -454,6 +457,8 @@ def changed(X, row, column, cell):
         (lambda X: X.drop(columns="text"), ValueError, "columns 'image' and 'text'"),
         (lambda X: X.assign(image=None).drop(index=5), ValueError, "'image' is missing in all 39"),
         (lambda X: changed(X, 2, "text", None), ValueError, "row 2 lacks both"),
+        (lambda X: changed(X, 2, "text", pd.NA), ValueError, "row 2 lacks both"),
+        (lambda X: X.assign(image=pd.NA), ValueError, "'image' is missing in all 40"),
         (lambda X: changed(X, 4, "text", 7), TextError, "row 4: expected a text, got 7"),
         (lambda X: changed(X, 4, "image", "no.png"), ImageError, "Row 4 .*no.png.*does not exist"),
         (lambda X: X.assign(text="!?"), TextError, "40 training texts hold no word"),

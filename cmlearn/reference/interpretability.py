@@ -39,7 +39,7 @@ LAST_MAP = "block12_project_conv_add"
 SMALL = 36
 WATERMARKED = "Food & Drink"
 SOURCES = EMOJI_SOURCES + [
-    f"cmlearn/{module}.py" for module in ("_gradients", "inspection", "reference/interpretability")
+    f"cmlearn/{module}.py" for module in ("_gradients", "_pixels", "inspection", "reference/interpretability")
 ]
 
 
@@ -472,6 +472,9 @@ def pair_hans_part(pairs, train, test, seed, all_marked) -> dict:
             "marked class, honest network": before[target == marked].mean(),
             "others": share[target != marked].mean(),
             "others, honest network": before[target != marked].mean(),
+        },
+        "pair_hans_image_share_moved": {
+            name: (share - before)[target == c].mean() for c, name in enumerate(pairs.target_names)
         },
     }
 

@@ -47,6 +47,7 @@ WORDS = ("sport", "animal", "food", "tool", "person", "smile", "sign", "travel")
 SOURCES = [
     *METHODS_SOURCES,
     "cmlearn/_gradients.py",
+    "cmlearn/_pixels.py",
     "cmlearn/attacks.py",
     "cmlearn/inspection.py",
     "cmlearn/reference/security.py",
