@@ -196,6 +196,7 @@ class _Batch:
 
         def weighted(x, one, zero):
             scores = self.model([x, *context] if context else x)
+            scores = ops.cast(scores, "float32")  # in half precision 1e9 is infinite
             n_classes = scores.shape[-1]
             if self.labels.max() >= n_classes:
                 raise ValueError(
@@ -272,6 +273,11 @@ def word_neighbours(
         Neighbours in letters only, the most similar first. Near in GloVe are words that stand in
         like places, opposites among them: not every neighbour keeps the meaning.
 
+    Raises
+    ------
+    ValueError
+        If `words` is one text and not a list of words.
+
     Examples
     --------
     >>> word_neighbours(["cat", "qqqqzzzz"], n=2)
@@ -279,6 +285,8 @@ def word_neighbours(
     """
     from cmlearn.text import load_word_vectors
 
+    if isinstance(words, str):
+        raise ValueError(f"words must be a list of words; got the text {words!r}")
     table = load_word_vectors(vectors)
     found = {}
     for word in dict.fromkeys(words):
@@ -321,7 +329,8 @@ def substitute_words(
     Raises
     ------
     ValueError
-        If a text has no word with a candidate (the message names it), labels do not fit the texts,
+        If a text has no word with a candidate (the message names it), the candidates of a word
+        are a text and not a list of words, labels do not fit the texts,
         `max_changes` is negative, or `predict` gives something else than a row for each text.
 
     Notes
@@ -349,7 +358,7 @@ def substitute_words(
     if not isinstance(max_changes, numbers.Integral) or max_changes < 0:
         raise ValueError(f"max_changes must be a whole number, at least 0; got {max_changes!r}")
     parts = [re.split(r"([^\W\d_]+)", text) for text in texts]
-    _check_candidates(texts, parts, candidates)
+    candidates = _checked_candidates(texts, parts, candidates)
     changed = [set() for _ in texts]
     left = np.arange(len(texts))
     for _ in range(max_changes):
@@ -397,13 +406,20 @@ def _asked(predict: Callable, texts: list[str], rows: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _check_candidates(texts, parts, candidates) -> None:
+def _checked_candidates(texts, parts, candidates) -> dict[str, list[str]]:
+    for word, others in candidates.items():
+        if isinstance(others, str):
+            raise ValueError(
+                f"the candidates of {word!r} must be a list of words; got the text {others!r}"
+            )
+    listed = {word: list(others) for word, others in candidates.items()}
     for row, words in enumerate(parts):
-        if not any(list(candidates.get(word.lower(), ())) for word in words[1::2]):
+        if not any(listed.get(word.lower()) for word in words[1::2]):
             raise ValueError(
                 f"text {row}, {texts[row]!r}, has no word with a candidate. Leave the "
                 "text out, or give candidates for one of its words."
             )
+    return listed
 
 
 # --- Writing, stickers and swapped pairs ---------------------------------------------------------

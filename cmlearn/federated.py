@@ -36,7 +36,7 @@ def split_by_dirichlet(
     n_clients : int
         At least 1 and at most n.
     concentration : float, default=1.0
-        Above 0.
+        Above 0 and finite.
     random_state : int, RandomState instance or None, default=None
         Decides the shares and who gets which row.
 
@@ -69,13 +69,15 @@ def split_by_dirichlet(
         raise ValueError(
             f"n_clients={n_clients!r} must be a whole number from 1 to {len(y)} (rows)"
         )
-    if not concentration > 0:
-        raise ValueError(f"concentration={concentration!r} must be above 0")
+    if not 0 < concentration < np.inf:
+        raise ValueError(f"concentration={concentration!r} must be above 0 and finite")
     random = check_random_state(random_state)
     client = np.empty(len(y), dtype=np.int64)
     for label in np.unique(y):
         rows = random.permutation(np.flatnonzero(y == label))
         shares = random.dirichlet(np.full(n_clients, concentration))
+        if not np.isfinite(shares).all():  # so uneven that no share is above the smallest number
+            shares = np.eye(n_clients)[random.randint(n_clients)]
         ends = np.round(np.cumsum(shares) * len(rows)).astype(int)
         for number, part in enumerate(np.split(rows, ends[:-1])):
             client[part] = number

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -591,13 +592,17 @@ def randomize_weights(
     random = check_random_state(random_state)
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    kernels = [weight for weight in copy.weights if weight.name == "kernel"]
+    kernels: dict[str, list] = {}  # a separable or recurrent layer has two
+    for weight in copy.weights:
+        if weight.name.endswith("kernel"):
+            kernels.setdefault(weight.path.rpartition("/")[0], []).append(weight)
     n_layers = len(kernels) if n_layers is None else n_layers
     if not 0 < n_layers <= len(kernels):
         raise ValueError(
-            f"n_layers={n_layers} must be from 1 to {len(kernels)}, the kernels of this model"
+            f"n_layers={n_layers} must be from 1 to {len(kernels)}, the layers of this model that "
+            "have a kernel"
         )
-    for kernel in kernels[-n_layers:]:
+    for kernel in chain.from_iterable(list(kernels.values())[-n_layers:]):
         entries = keras.ops.convert_to_numpy(kernel)
         kernel.assign(random.permutation(entries.ravel()).reshape(entries.shape))
     return copy
@@ -677,7 +682,7 @@ def deletion_insertion(
     V. Petsiuk, A. Das and K. Saenko, "RISE: randomized input sampling for explanation of black-box
     models", BMVC 2018. https://arxiv.org/abs/1806.07421
     """
-    images, maps = checked_images(images, channels=3), np.asarray(maps)
+    images, maps = checked_images(images, channels=3), np.asarray(maps, float)
     if maps.shape != images.shape[:3]:
         raise ValueError(
             f"maps must have the shape {images.shape[:3]}, that of the images; got {maps.shape}"

@@ -149,6 +149,14 @@ def test_pgd_is_decided_by_its_seed_and_not_by_the_size_of_a_batch(network, rows
     assert np.mean(small == first) > 0.95  # but for rounding
 
 
+def test_a_network_that_answers_in_half_precision_is_attacked_alike(network, rows):
+    def halved(x):
+        return keras.ops.cast(network(x), "float16")
+
+    exact, rounded = (fgsm(one, *rows, epsilon=4) for one in (network, halved))
+    assert np.mean(exact == rounded) > 0.95  # but for slopes near 0
+
+
 def test_the_context_is_given_and_left_alone(rows):
     images, labels = rows
     context = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
@@ -223,10 +231,23 @@ def test_a_greedy_change_equals_the_best_of_all_single_changes():
         first = np.array([sum(worth[w] for w in text.split()) for text in texts])
         return np.column_stack([first, np.zeros(len(first))])
 
-    candidates = {"a": "efg", "b": "gh", "c": "d"}
+    candidates = {"a": [*"efg"], "b": [*"gh"], "c": ["d"]}
     every = ["a b c".replace(old, new) for old, news in candidates.items() for new in news]
     expected = min(every, key=lambda text: predict([text], [0])[0, 0])
     assert substitute_words(predict, ["a b c"], [0], candidates=candidates) == [expected]
+
+
+def test_candidates_may_come_one_by_one():
+    candidates = {"red": (word for word in ["blue"])}
+    attacked = substitute_words(predict, ["fast red car"], [0], candidates=candidates)
+    assert attacked == ["fast blue car"]
+
+
+def test_one_text_is_no_list_of_words():
+    with pytest.raises(ValueError, match="candidates of 'red' must be a list of words.*'blue'"):
+        substitute_words(predict, ["red car"], [0], candidates={"red": "blue"})
+    with pytest.raises(ValueError, match="words must be a list of words; got the text 'red'"):
+        word_neighbours("red")
 
 
 def test_words_without_a_candidate_are_an_error():

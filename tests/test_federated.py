@@ -115,6 +115,15 @@ def test_a_small_concentration_skews_the_classes():
     assert shares[0] < 0.18 < shares[1] < shares[2] and shares[2] > 0.5
 
 
+def test_the_smallest_concentrations_give_each_class_to_anyone():
+    """Their shares cannot be computed; 20 classes that all go to the last client are no draw."""
+    y = np.repeat(np.arange(20), 10)
+    client = split_by_dirichlet(y, 2, concentration=1e-300, random_state=0)
+    owners = [set(client[y == label]) for label in range(20)]
+    assert all(len(owner) == 1 for owner in owners)
+    assert {0, 1} == set().union(*owners)
+
+
 def test_they_keep_the_habits_of_scikit_learn():
     check_estimator(FederatedClassifier())
     check_estimator(VerticalClassifier(epochs=100))

@@ -421,6 +421,33 @@ def test_weights_change_places_from_the_end(model, inputs):
     assert not any(np.array_equal(before[name], everything[name]) for name in before)
 
 
+def test_layers_with_several_kernels_forget_them_all():
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            layers.SeparableConv2D(4, 3, name="apart"),
+            layers.Reshape((16, 4)),
+            layers.GRU(5, name="recurrent"),
+            layers.Dense(2, name="scores"),
+        ]
+    )
+
+    def changed(n_layers):
+        other = randomize_weights(model, n_layers=n_layers, random_state=0)
+        both = zip(model.weights, other.weights, strict=True)
+        ops = keras.ops
+        return {
+            weight.path.split("/")[-1]
+            for weight, new in both
+            if not np.array_equal(ops.convert_to_numpy(weight), ops.convert_to_numpy(new))
+        }
+
+    assert changed(1) == {"kernel"}
+    assert changed(2) == {"kernel", "recurrent_kernel"}
+    assert changed(None) == {"kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel"}
+
+
 def test_weights_by_seed(model):
     one, same, other = (kernels(randomize_weights(model, random_state=seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one["last"], same["last"])
@@ -461,6 +488,22 @@ def test_deletion_and_insertion_equal_sums_of_the_largest_parts(linear, inputs):
     # No map can do better on a sum of pixels than the parts themselves.
     worse = deletion_insertion(predict, images, np.ones(parts.shape), TARGET, n_steps=4)
     assert (worse[0] >= deletion - 1e-6).all() and (worse[1] <= insertion + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, bool, np.float16])
+def test_maps_of_any_type_say_which_pixels_go_first(inputs, kind):
+    images = inputs[0].astype(np.uint8)
+    maps = np.zeros(images.shape[:3], kind)
+    maps[:, 2:6, 2:6] = 1
+
+    def predict(batch):
+        return (batch[:, 2:6, 2:6] != 255).mean(axis=(1, 2, 3), keepdims=True)[..., 0, 0]
+
+    deletion, insertion = deletion_insertion(
+        predict, images, maps, 0, n_steps=maps[0].size // 16, fill=255
+    )
+    np.testing.assert_allclose(deletion[:, 1:], 0)
+    assert (insertion[:, 1:] == insertion[:, -1:]).all() and (insertion[:, 1] > 0.9).all()
 
 
 def test_equal_pixels_go_in_the_same_scattered_order(inputs):

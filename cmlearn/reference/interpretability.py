@@ -39,7 +39,8 @@ LAST_MAP = "block12_project_conv_add"
 SMALL = 36
 WATERMARKED = "Food & Drink"
 SOURCES = EMOJI_SOURCES + [
-    f"cmlearn/{module}.py" for module in ("_gradients", "_pixels", "inspection", "reference/interpretability")
+    f"cmlearn/{module}.py"
+    for module in ("_gradients", "_pixels", "inspection", "reference/interpretability")
 ]
 
 
