@@ -30,7 +30,7 @@ from cmlearn.corruptions import (
 from cmlearn.datasets import load_emoji, load_scenes, load_stamps
 from cmlearn.fusion import Fusion, feature_table
 from cmlearn.image import PretrainedCNN, decode, flip
-from cmlearn.metrics import calibration_error, mcnemar
+from cmlearn.metrics import calibration_error
 from cmlearn.reference.methods import SOURCES as METHODS_SOURCES
 from cmlearn.runtime import save_run
 from cmlearn.shift import (
@@ -197,7 +197,7 @@ def stamp_scores(pairs: Bunch) -> tuple[list[dict], dict[str, dict]]:
 
     Photographs and drawings among the stamps are scored apart; the loader draws what came as a
     vector graphic, and the rest are nearly all photographs. Beside the scores stand, for each
-    kind, McNemar's tests of concatenation against late fusion, and of both against the text.
+    kind, tests of concatenation against late fusion, and of both against the text.
     """
     stamps = load_stamps()
     folder = np.asarray(stamps.target_names)[stamps.target]
@@ -208,6 +208,7 @@ def stamp_scores(pairs: Bunch) -> tuple[list[dict], dict[str, dict]]:
         cnn=encode_images(paths[shared]), minilm=SentenceEncoder().fit_transform(captions[shared])
     )
     labels, drawn = labels[shared], np.array(["stamps-drawn" in path for path in paths[shared]])
+    groups = stamps.groups[shared]
     found = {
         name: machine.fit(pairs.table, pairs.labels).predict(table)
         for name, machine in machines().items()
@@ -222,11 +223,62 @@ def stamp_scores(pairs: Bunch) -> tuple[list[dict], dict[str, dict]]:
             {"kind": kind, "method": name, "n": int(rows.sum()), "accuracy": accuracy}
             for name, accuracy in by_method.items()
         ]
+        right = {name: answers[rows] == labels[rows] for name, answers in found.items()}
         tests[kind] = {
-            f"{one} over {other}": vars(mcnemar(labels[rows], found[one][rows], found[other][rows]))
+            f"{one} over {other}": exchange_test(right[one], right[other], groups[rows])
             for one, other in (("concat", "late"), ("concat", "text"), ("late", "text"))
         }
     return scores, tests
+
+
+def exchange_test(
+    right_a: np.ndarray, right_b: np.ndarray, groups: np.ndarray, *, n_draws: int = 100_000
+) -> dict[str, float]:
+    """Test whether two classifiers are right equally often, where whole groups go together.
+
+    If they were, one could exchange the two in any group and nothing would be lost. The p-value is
+    the share of such exchanges, drawn at random for every group, that leave a difference as large
+    as the one found; the one found counts among them. Where every row is a group of its own, this
+    is the sign test behind McNemar's.
+
+    Parameters
+    ----------
+    right_a, right_b : ndarray of shape (n,), bool
+        Whether each classifier was right.
+    groups : ndarray of shape (n,)
+        Rows of one group are related.
+    n_draws : int
+        How many exchanges are drawn.
+
+    Returns
+    -------
+    dict of str to float
+        ``only_a`` and ``only_b``, rows that one of them alone has right; ``groups_a`` and
+        ``groups_b``, groups in which one of them has more right; ``pvalue``.
+
+    References
+    ----------
+    E. S. Edgington and P. Onghena, *Randomization Tests*, 4th edition, 2007.
+
+    Examples
+    --------
+    >>> a, b = np.ones(6, bool), np.zeros(6, bool)
+    >>> round(exchange_test(a, b, np.arange(6))["pvalue"], 2)  # 2 of 64
+    0.03
+    >>> exchange_test(a, b, np.zeros(6))["pvalue"]
+    1.0
+    """
+    lead = pd.Series(right_a.astype(int) - right_b.astype(int)).groupby(groups).sum().to_numpy()
+    lead = lead[lead != 0]
+    signs = np.random.default_rng(0).choice((-1, 1), (n_draws, len(lead)))
+    as_large = np.abs(signs @ lead) >= abs(lead.sum())
+    return {
+        "only_a": int((right_a & ~right_b).sum()),
+        "only_b": int((right_b & ~right_a).sum()),
+        "groups_a": int((lead > 0).sum()),
+        "groups_b": int((lead < 0).sum()),
+        "pvalue": float((as_large.sum() + 1) / (n_draws + 1)),
+    }
 
 
 # --- Languages -----------------------------------------------------------------------------------
@@ -589,11 +641,11 @@ def remedy_scores(
                     mirror = with_features(table, cnn=mirrors[key])
                     return remedies.accuracy(name, labels, *(table, mirror)[:views])
 
-                at = [score(key, tables[key, MIDDLE]) for key in IMAGE_CORRUPTIONS]
+                at = {key: score(key, tables[key, MIDDLE]) for key in IMAGE_CORRUPTIONS}
                 suffix = " and mirror" if views == 2 else ""
                 scores.append(
                     {"what": what, "remedy": name + suffix, "clean": score("none", clean)}
-                    | {"corrupted": float(np.mean(at))}
+                    | {"corrupted": np.mean(list(at.values())), "by_corruption": at}
                 )
     return scores
 
