@@ -43,6 +43,8 @@ CLASSIFIERS = ("linear-svm", "rbf-svm", "logistic", "mlp")
 # What a training writes beside the model.
 REPORT_FILE = "report.json"
 FIGURE_FILES = ("scores.png", "confusion.png", "cases.png")
+# What macOS and Windows leave in a folder that was looked at.
+FILES_OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -525,7 +527,7 @@ def check_model_folder(out: Path) -> None:
             f"{out} is a disk or volume of its own, whose place no new folder can take. Give --out "
             f"a folder in it, such as {out / 'model'}."
         )
-    written = {MODEL_FILE, REPORT_FILE, *FIGURE_FILES}
+    written = {MODEL_FILE, REPORT_FILE, *FIGURE_FILES, *FILES_OF_FILE_MANAGERS}
     there = os.listdir(out) if out.is_dir() else []
     foreign = sorted(set(there) - written)
     if foreign:

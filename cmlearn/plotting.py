@@ -118,11 +118,23 @@ def plot_confusion_matrix(y_true, y_pred, *, target_names=None, ax=None) -> "Axe
         The name of label 0, 1, 2, ….
     ax : Axes, optional
         Where to draw; a new figure if not given.
+
+    Raises
+    ------
+    ValueError
+        If a label has no name among ``target_names``.
     """
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-    labels = np.union1d(y_true, y_pred) if target_names is None else np.arange(len(target_names))
-    names = labels if target_names is None else target_names
+    labels = names = np.union1d(y_true, y_pred)
+    if target_names is not None:
+        nameless = set(labels.tolist()) - set(range(len(target_names)))
+        if nameless:
+            raise ValueError(
+                f"with {len(target_names)} target_names the labels must be integers from 0 to "
+                f"{len(target_names) - 1}; got {min(nameless, key=str)!r}"
+            )
+        labels, names = np.arange(len(target_names)), target_names
     has_numbers = len(labels) <= _MOST_NUMBERED
     side = 2.5 + 0.45 * min(len(labels), _MOST_NUMBERED)
     ax = ax or _new_axes((side, side))
@@ -530,6 +542,8 @@ def _font_with(characters: frozenset[str]) -> str | None:
     # Fonts made for Chinese, Japanese and Korean first: they have the rest of the text as well.
     fonts = sorted(fontManager.ttflist, key=lambda font: ("CJK" not in font.name, font.name))
     for font in fonts:
+        if "lastresort" in font.name.replace(" ", "").lower():  # it has boxes for everything
+            continue
         face = get_font(font.fname)
         if all(face.get_char_index(ord(character)) for character in characters):
             return font.name

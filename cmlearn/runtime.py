@@ -211,8 +211,8 @@ def replace_when_whole(path: str | os.PathLike) -> Iterator[Path]:
     Parameters
     ----------
     path : path-like
-        The file to write. Missing parent folders are made. For a folder, `path`
-        must not exist yet or be an empty folder.
+        The file to write; a link stays one, and what it leads to is replaced. Missing
+        parent folders are made. For a folder, `path` must not exist yet or be an empty folder.
 
     Yields
     ------
@@ -234,7 +234,7 @@ def replace_when_whole(path: str | os.PathLike) -> Iterator[Path]:
     >>> (folder / "note.txt").read_text()
     'whole'
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     with _explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_old_partials(path)
@@ -242,7 +242,8 @@ def replace_when_whole(path: str | os.PathLike) -> Iterator[Path]:
         partial = partial.with_name(partial.name + path.suffix)
         try:
             yield partial
-            _flush(partial)
+            for written in (*partial.rglob("*"), partial):
+                _flush(written)
             os.replace(partial, path)
             _flush(path.parent)
         finally:

@@ -477,6 +477,20 @@ def test_a_package_in_ubuntus_compression_is_unpacked(tmp_path, stamps):
         _stamps_source._unpack_package(deb, tmp_path / "out")
 
 
+def test_a_package_whose_reading_breaks_off_between_two_files(tmp_path, monkeypatch):
+    """What came before is a whole archive, and only dpkg-deb's own word says that it is not."""
+    deb = debian_package(tmp_path / "a.deb", {"./usr/share/tuxpaint/stamps/a/b.txt": b"x"})
+    content = tmp_path / "content.tar"
+    with tarfile.open(content, "w"):
+        pass
+    script = tmp_path / "dpkg-deb"
+    script.write_text(f"#!/bin/sh\ncat {content}\nexit 2\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(DatasetError, match=r"a\.deb: dpkg-deb stopped with status 2.*delete the"):
+        _stamps_source._unpack_by_dpkg(deb, tmp_path)
+
+
 def test_other_links_in_a_package_are_not_unpacked(tmp_path):
     members = {"./usr/share/tuxpaint/stamps/a/b.txt": b"x"}
     members["l"] = link("./usr/share/doc/changelog", "../x")

@@ -557,6 +557,7 @@ def test_embed_refuses_engines_and_workers_that_do_not_exist(pairs, tmp_path, op
 
 
 def test_foreign_folders_and_files_are_left_alone(pairs, model, tmp_path, capsys):
+    (tmp_path / ".DS_Store").write_text("of a file manager")
     (tmp_path / "thesis.doc").write_text("years of work")
     assert train(pairs, tmp_path, pairs) == 1
     assert "holds files that no earlier training wrote (thesis.doc); nothing was changed" in (

@@ -125,6 +125,12 @@ def test_confusion_matrix_of_a_catalogue_stays_a_figure():
     assert smaller < larger / 2
 
 
+@pytest.mark.parametrize("label", [3, -1])
+def test_confusion_matrix_leaves_out_no_row(label):
+    with pytest.raises(ValueError, match=f"integers from 0 to 2; got {label}"):
+        plot_confusion_matrix([0, 1, label], [0, 1, 1], target_names=["hat", "cup", "sun"])
+
+
 def test_confusion_matrix_takes_string_labels():
     ax = plot_confusion_matrix(["hat", "cup"], ["hat", "hat"])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["cup", "hat"]
@@ -384,6 +390,13 @@ def test_chinese_gets_a_font_that_has_the_glyphs(recwarn):
     families = ax.xaxis.label.get_fontfamily()
     assert families[-1] == plotting._font_with(frozenset("红色的杯子"))
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_a_font_of_boxes_is_no_font(recwarn):
+    """matplotlib brings one that claims every character; U+0378 means nothing to anybody."""
+    assert plotting._font_with(frozenset("\u0378")) is None
+    with pytest.warns(UserWarning, match="no installed font can draw"):
+        plot_samples([picture()], ["\u0378"])
 
 
 def test_ascii_text_keeps_the_default_font():

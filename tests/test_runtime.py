@@ -116,6 +116,27 @@ def test_replace_when_whole_makes_a_folder(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
+def test_every_file_of_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    with runtime.replace_when_whole(tmp_path / "folder") as partial:
+        (partial / "below").mkdir(parents=True)
+        (partial / "below" / "x").write_text("x")
+    folder = tmp_path / "folder"
+    written = [path.stat().st_ino for path in (folder / "below" / "x", folder / "below", folder)]
+    assert set(written) <= set(flushed)
+    assert flushed[-1] == tmp_path.stat().st_ino
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    with runtime.replace_when_whole(tmp_path / "link.csv") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "new"
+
+
 def test_a_killed_writer_leaves_the_old_file_and_a_later_one_cleans_up(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

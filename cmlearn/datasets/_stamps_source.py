@@ -217,6 +217,11 @@ def _unpack_by_dpkg(deb: Path, folder: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         _unpack_tar(deb, "its content", process.stdout, _INSIDE, folder)
         process.stdout.read()  # the padding behind the last file, or dpkg-deb would miss a reader
+    if process.returncode:
+        raise DatasetError(
+            f"{deb}: dpkg-deb stopped with status {process.returncode} before the end; delete the "
+            "file and try again"
+        )
 
 
 def _unpack_tar(path: Path, name: str, file, inside: str, folder: Path) -> None:
