@@ -519,7 +519,7 @@ def test_embed_warns_of_unknown_words_once(pairs, tmp_path, capsys):
 def test_embed_names_the_row_of_a_broken_picture_and_writes_nothing(own_pairs, capsys):
     (own_pairs / "images" / "2_3.png").write_bytes(b"no picture")
     assert embed(own_pairs, own_pairs / "f.parquet", own_pairs) == 1
-    assert re.search(r"error: images/2_3\.png: .*2_3\.png", capsys.readouterr().err)
+    assert re.search(r"texts\.txt, line 12 \(2_3\.png\): .*2_3\.png", capsys.readouterr().err)
     assert not (own_pairs / "f.parquet").exists() and hidden(own_pairs) == []
 
 
