@@ -7,6 +7,7 @@ from scipy.stats import ortho_group
 from sklearn.preprocessing import normalize
 
 from cmlearn.corruptions import IMAGE_CORRUPTIONS, SEVERITIES, TEXT_CORRUPTIONS
+from cmlearn.metrics import mcnemar
 from cmlearn.reference import RUNS, generalisation
 from cmlearn.runtime import load_run
 from cmlearn.shift import mean_corruption_error
@@ -62,6 +63,7 @@ def test_fusion_gains_on_photographs(results):
     concat, late = (results["stamp_tests"]["photographs"][f"{one} over text"]
                     for one in ("concat", "late"))  # fmt: skip
     assert concat["pvalue"] < 0.05 / 6  # of six tests
+    assert concat["groups_a"] < concat["only_a"] and concat["groups_b"] <= concat["only_b"]
     assert late["only_a"] > late["only_b"]
 
 
@@ -111,6 +113,34 @@ def test_augmentation_helps_and_late_fusion_needs_no_help(results, corrupted):
         assert abs(helped[what, "mixup"] - helped[what, "none"]) < 0.03
     late = over_severity(corrupted, "late", IMAGE_CORRUPTIONS)[generalisation.MIDDLE].mean()
     assert late > helped["pair"].max() + 0.02
+
+
+def test_augmentation_helps_against_its_relatives(results):
+    image = table(results, "remedies").query("what == 'image'").set_index("remedy")["by_corruption"]
+    augmented, plain = (pd.DataFrame(list(image[one])).mean() for one in ("augmentation", "none"))
+    gain = augmented - plain
+    assert list(gain.index) == list(IMAGE_CORRUPTIONS)
+    related = [name for name in IMAGE_CORRUPTIONS if "noise" in name or "blur" in name]
+    assert gain[related].min() > 0.05
+    assert gain[["snow", "frost", "fog", "brightness", "contrast"]].max() < 0.02
+
+
+@pytest.mark.parametrize("n_groups", [7, 20])
+def test_exchange_of_single_rows_is_the_sign_test(n_groups):
+    right_a = np.arange(n_groups) > 1
+    found = generalisation.exchange_test(right_a, ~right_a, np.arange(n_groups))
+    expected = mcnemar(np.ones(n_groups), right_a, ~right_a).pvalue
+    assert found["pvalue"] == pytest.approx(expected, abs=0.005)
+    assert (found["only_a"], found["only_b"]) == (n_groups - 2, 2)
+
+
+def test_exchange_takes_rows_of_one_group_together():
+    right_a, right_b = np.ones(12, bool), np.zeros(12, bool)
+    one, many = (
+        generalisation.exchange_test(right_a, right_b, groups)["pvalue"]
+        for groups in (np.repeat([0, 1], 6), np.arange(12))
+    )
+    assert one == pytest.approx(0.5, abs=0.01) and many < 0.001
 
 
 def test_the_image_grows_too_sure_under_corruption(results):
