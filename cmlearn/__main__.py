@@ -275,14 +275,16 @@ def run_fetch(options: argparse.Namespace) -> None:
 @one_vocabulary_warning()
 def run_train(options: argparse.Namespace) -> None:
     """Train on the pairs in ``options.data`` and write model, report and plots."""
-    from cmlearn.baseline import check_folds, compare, cross_validate, split_pairs
+    from cmlearn._folds import check_folds
+    from cmlearn.baseline import compare, cross_validate, related, split_pairs
+    from cmlearn.metrics import per_class_report
     from cmlearn.persistence import save_model
 
     out = Path(options.out)
     check_model_folder(out)
     data, labels, groups = load_labelled_pairs(options.data, options.encoding)
     if options.cv:
-        check_folds(labels, groups, options.cv)
+        check_folds(labels, related(groups), options.cv, "give a lower --cv")
     train, test = split_pairs(labels, groups, test_size=options.test_size, seed=options.seed)
     X_train, X_test, y_test = data.iloc[train], data.iloc[test], labels[test]
     sizes = {"classes": len(set(labels)), "train": len(train), "test": len(test)}
@@ -298,15 +300,15 @@ def run_train(options: argparse.Namespace) -> None:
             for name, model in models.items()
         }
     table = compare(predictions, y_test, groups=groups[test], seed=options.seed)
-    print_scores(table)
+    per_class = per_class_report(y_test, predictions["image + text"])
     report = {"settings": settings(options), "pairs": sizes, "scores": table.to_dict("index")}
     if options.cv:
         folds = cross_validate(models, data, labels, groups, folds=options.cv, seed=options.seed)
-        print(f"\n{options.cv}-fold cross-validated accuracy\n{folds.round(3).to_string()}")
         report["cross-validation"] = folds.to_dict("index")
+    report["per class"] = per_class.to_dict("index")
     with model_folder(out) as folder:
         save_model(models["image + text"], folder)
-        write_report(folder, report, y_test, predictions["image + text"])
+        write_report(folder, report)
         try:
             write_plots(folder, list(X_test["image"]), y_test, predictions, table)
         except Exception as error:  # no figure is worth the trained model
@@ -315,6 +317,12 @@ def run_train(options: argparse.Namespace) -> None:
                 "the report are written",
                 stacklevel=1,
             )
+    # Only now, because whoever reads the output may close it at any line.
+    print_scores(table)
+    if options.cv:
+        spreads = folds[["mean", "spread"]].round(3).to_string()
+        print(f"\n{options.cv}-fold cross-validated accuracy\n{spreads}")
+    print(f"\n{per_class.round(3).to_string()}")
     print(f"\nWrote {', '.join(sorted(file.name for file in out.iterdir()))} to {out}")
 
 
@@ -441,13 +449,13 @@ def run_embed(options: argparse.Namespace) -> None:
 
 
 def load_labelled_pairs(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return the pairs, the class name of each, and the group of each."""
+    """Return the pairs by where they stand, the class name of each, and the group of each."""
     import numpy as np
 
     from cmlearn.datasets import load_folder
 
     pairs = load_folder(folder, encoding=encoding)
-    data = pairs.data.set_index("pair " + (pairs.data.index + 1).astype(str))
+    data = pairs.data.set_axis(pairs.places)
     return data, np.asarray(pairs.target_names, dtype=object)[pairs.target], pairs.groups
 
 
@@ -466,14 +474,11 @@ def settings(options: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(options).items() if name not in ("run", "command")}
 
 
-def write_report(folder: Path, report: dict, y_test: np.ndarray, y_pred: np.ndarray) -> None:
-    """Print the per-class table and write ``report.json``."""
-    from cmlearn.metrics import per_class_report
+def write_report(folder: Path, report: dict) -> None:
+    """Write ``report.json``, with what the run was made with."""
     from cmlearn.runtime import provenance
 
-    per_class = per_class_report(y_test, y_pred)
-    print(f"\n{per_class.round(3).to_string()}")
-    report |= {"per class": per_class.to_dict("index"), "provenance": provenance()}
+    report = report | {"provenance": provenance()}
     (folder / REPORT_FILE).write_text(
         json.dumps(report, indent=2, ensure_ascii=False, default=float), encoding="utf-8"
     )

@@ -7,6 +7,7 @@ one trains with the real one, in a process of its own.
 import errno
 import functools
 import importlib.util
+import io
 import json
 import os
 import re
@@ -252,8 +253,41 @@ def test_cross_validation_is_reported(pairs, tmp_path, capsys):
     assert train(pairs, tmp_path / "model", pairs, "--cv", "3") == 0
     report = json.loads((tmp_path / "model" / "report.json").read_text())
     assert set(report["cross-validation"]) == set(report["scores"])
-    assert 0.8 < report["cross-validation"]["image + text"]["mean"] <= 1
-    assert "3-fold cross-validated accuracy" in capsys.readouterr().out
+    both = report["cross-validation"]["image + text"]
+    assert 0.8 < both["mean"] <= 1
+    assert len(both["folds"]) == 3 and np.mean(both["folds"]) == pytest.approx(both["mean"])
+    output = capsys.readouterr().out
+    assert "3-fold cross-validated accuracy" in output and "folds" not in output
+
+
+def test_a_reader_that_stops_early_does_not_cost_the_model(pairs, tmp_path, monkeypatch):
+    class OneLine(io.StringIO):
+        def write(self, text):
+            if "\n" in self.getvalue():
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", OneLine())
+    assert train(pairs, tmp_path / "model", pairs, "--cv", "2") == 1
+    assert hasattr(load_model(tmp_path / "model"), "predict")
+    assert (tmp_path / "model" / "report.json").exists()
+
+
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_train_names_the_row_of_a_picture_that_is_cut_off(pairs, tmp_path, capsys, is_embedded):
+    shutil.copytree(pairs / "images", tmp_path / "images")
+    cut = tmp_path / "images" / "1_7.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    table = table_of(pairs)
+    if is_embedded:
+        data, place = tmp_path / "pairs.parquet", r"pairs\.parquet, row 8: the picture is damaged"
+        contents = [(tmp_path / name).read_bytes() for name in table["image"]]
+        table.assign(image=contents).to_parquet(data)
+    else:
+        data, place = tmp_path / "pairs.csv", r"pairs\.csv, line 9: .*1_7\.png' is damaged"
+        table.to_csv(data, index=False)
+    assert train(data, tmp_path / "model", pairs) == 1
+    assert re.search(f"error: {tmp_path}/{place}", capsys.readouterr().err)
 
 
 def test_the_seed_decides_the_split_and_a_repetition_is_the_same(pairs, tmp_path, capsys):
@@ -714,7 +748,9 @@ def test_too_small_a_test_part_and_too_many_folds_are_refused(pairs, tmp_path, c
     assert train(pairs, tmp_path / "model", pairs, "--test-size", "0.05") == 1
     assert re.search(r"give 22 for training and 2 for the test.*3 classes", capsys.readouterr().err)
     assert train(pairs, tmp_path / "model", pairs, "--cv", "9") == 1
-    assert "class '1' has 8 pairs, fewer than the 9 folds" in capsys.readouterr().err
+    assert "class '1' has 8 rows, fewer than the 9 folds asked for; give a lower --cv" in (
+        capsys.readouterr().err
+    )
 
 
 # Usage, exit codes, signals
