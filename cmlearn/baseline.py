@@ -216,6 +216,38 @@ def _groups_of_each_class(labels: np.ndarray, groups: np.ndarray) -> pd.Series:
     return pd.Series(groups).groupby(np.asarray(labels, dtype=object)).nunique()
 
 
+def check_training_part(labels: np.ndarray, *, fusion: str, classifier: str) -> None:
+    """Refuse a class of one training pair where a part of that is held back to learn from.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        The class names of the training part.
+    fusion, classifier : str
+        As for `build_models`.
+
+    Raises
+    ------
+    ValueError
+        If a network would stop early by a part of the training pairs, or late fusion calibrate a
+        support vector machine on one, and a class has a single pair there.
+    """
+    if classifier == "mlp":
+        option, other = "--classifier mlp", "another classifier"
+    elif fusion.startswith("late-") and classifier.endswith("-svm"):
+        option, other = f"--fusion {fusion}", "another fusion, or --classifier logistic"
+    else:
+        return
+    names, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
+    lonely = names[counts < 2].tolist()
+    if lonely:
+        raise ValueError(
+            f"these classes have a single pair in the training part: {', '.join(lonely[:10])}. "
+            f"{option} holds back a part of the training pairs and needs two of each class. Add "
+            f"pairs, take {other}, or remove the class."
+        )
+
+
 def related(groups: np.ndarray | None) -> np.ndarray | None:
     """Return the groups, or None where each holds a single pair."""
     return None if groups is None or len(set(groups)) == len(groups) else groups

@@ -15,7 +15,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,14 +76,6 @@ def cache(tmp_path_factory):
 
 
 write_plots = cmlearn.__main__.write_plots  # takes most of the time, so one test draws
-
-
-@pytest.fixture(autouse=True)
-def _restored():
-    """`main` is made for a process of its own: put back what it sets."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def draw(path, colour, seed):
@@ -347,6 +341,17 @@ def test_evaluate_judges_other_pairs(model, tmp_path, capsys):
     assert f"Accuracy: {accuracy:.4f}" in capsys.readouterr().out
 
 
+def test_evaluate_judges_pairs_of_one_class(model, tmp_path, capsys):
+    write_pairs(tmp_path / "other", n_each=3)
+    for path in (tmp_path / "other" / "images").glob("[12]_*.png"):
+        path.rename(path.with_name(f"3_{path.name}"))
+    assert main(["evaluate", str(model), str(tmp_path / "other")]) == 0
+    assert re.search(r"^Accuracy: 0\.3333", capsys.readouterr().out, re.M)
+    (tmp_path / "none.csv").write_text("image,text,label\n")
+    assert main(["evaluate", str(model), str(tmp_path / "none.csv")]) == 1
+    assert "none.csv: there is no image-text pair in it" in capsys.readouterr().err
+
+
 def test_evaluate_names_classes_that_the_model_does_not_know(model, tmp_path, capsys):
     write_pairs(tmp_path / "other", n_each=2)
     (tmp_path / "other" / "images" / "3_0.png").rename(tmp_path / "other" / "images" / "9_0.png")
@@ -479,6 +484,43 @@ def test_word_vectors_that_moved_are_named(own_pairs, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "model"), str(own_pairs)]) == 1
     error = capsys.readouterr().err
     assert re.search(r"error: the word vectors .*glove\.txt, .* put the file back", error)
+    assert error.endswith("On the command line: put the file back, or train again\n")
+
+
+def test_a_process_that_calls_main_stays_as_it_was(pairs, tmp_path):
+    before = warnings.showwarning, signal.getsignal(signal.SIGTERM)
+    codes = []
+    embedding = threading.Thread(
+        target=lambda: codes.append(embed(pairs, tmp_path / "f.parquet", pairs))
+    )
+    embedding.start()
+    embedding.join()
+    assert codes == [0]
+    assert (warnings.showwarning, signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("command", ["train", "embed"])
+def test_weights_that_cannot_be_fetched_are_named(pairs, tmp_path, monkeypatch, capsys, command):
+    def offline(*parameters):
+        raise Exception("URL fetch failure on https://host/vgg16.h5: None -- Name not known")
+
+    monkeypatch.setattr(cmlearn.image, "_network", offline)
+    run = train if command == "train" else embed
+    assert run(pairs, tmp_path / "out", pairs, "--image-encoder", "VGG16") == 1
+    error = capsys.readouterr().err
+    assert "the weights of VGG16 cannot be fetched from https://host/vgg16.h5" in error
+    assert "--image-encoder efficientnet-lite0" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "embed"])
+def test_word_vectors_are_looked_for_before_the_pictures(pairs, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(MeanColours, "runs", 0)
+    for number in range(10):  # pictures that are not in the cache
+        draw(tmp_path / "images" / f"{number % 2}_{number}.png", COLOURS["1"], seed=900 + number)
+    (tmp_path / "texts.txt").write_text("red apple\n" * 10)
+    run = train if command == "train" else embed
+    assert run(tmp_path, tmp_path / "out" / "m", pairs, "--glove", "glvoe.txt") == 1
+    assert MeanColours.runs == 0
 
 
 # embed
@@ -637,6 +679,25 @@ def test_a_figure_that_fails_does_not_cost_the_model(pairs, tmp_path, monkeypatc
     assert (tmp_path / "model" / "report.json").exists()
 
 
+def test_an_earlier_model_that_cannot_be_removed_is_named(pairs, tmp_path, monkeypatch, capsys):
+    train(pairs, tmp_path / "model", pairs)
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    assert train(pairs, tmp_path / "model", pairs) == 0
+    (earlier,) = hidden(tmp_path)
+    error = capsys.readouterr().err
+    assert (
+        f"warning: the earlier model could not be removed and lies in {tmp_path}/{earlier}" in error
+    )
+
+
+def test_the_current_folder_cannot_be_replaced(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", str(tmp_path)):
+        assert train(pairs, out, pairs) == 1
+        error = capsys.readouterr().err
+        assert f"{out} is the current folder" in error and f"such as {Path(out) / 'model'}" in error
+
+
 def test_a_model_goes_where_a_link_leads(pairs, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
@@ -744,6 +805,34 @@ def test_a_class_with_one_member_is_named(own_pairs, tmp_path, capsys):
     assert list(tmp_path.glob("model*")) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classifier", "mlp"], "single pair in the training part: 3. --classifier mlp holds"),
+        (["--fusion", "late-mean"], "in the training part: 3. --fusion late-mean holds back"),
+        ([], None),
+        (["--fusion", "late-mean", "--classifier", "logistic"], None),
+    ],
+)
+def test_a_class_with_one_training_pair_is_named(own_pairs, tmp_path, capsys, options, message):
+    for path in (own_pairs / "images").glob("3_[2-7].png"):
+        path.rename(path.with_name(path.name.replace("3_", "2_9")))
+    assert train(own_pairs, tmp_path / "model", own_pairs, *options) == (1 if message else 0)
+    if message:
+        assert message in capsys.readouterr().err
+
+
+def test_classes_that_differ_in_case_alone_are_warned_of(pairs, tmp_path, capsys):
+    shutil.copytree(pairs / "images", tmp_path / "images")
+    table = table_of(pairs)
+    table["label"] = table["label"].map({"1": "cat", "2": "CAT", "3": "dog"})
+    table.to_csv(tmp_path / "pairs.csv", index=False)
+    assert train(tmp_path / "pairs.csv", tmp_path / "model", pairs) == 0
+    error = capsys.readouterr().err
+    assert "alone are trained as different ones: 'CAT' and 'cat'. Spell" in error
+    assert error.count("warning") == 1
+
+
 def test_too_small_a_test_part_and_too_many_folds_are_refused(pairs, tmp_path, capsys):
     assert train(pairs, tmp_path / "model", pairs, "--test-size", "0.05") == 1
     assert re.search(r"give 22 for training and 2 for the test.*3 classes", capsys.readouterr().err)
@@ -757,23 +846,28 @@ def test_too_small_a_test_part_and_too_many_folds_are_refused(pairs, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        [],
-        ["fly"],
-        ["train", "data"],
-        ["train", "data", "--out", "m", "--test-size", "1.5"],
-        ["train", "data", "--out", "m", "--test-size", "many"],
-        ["train", "data", "--out", "m", "--cv", "1"],
-        ["train", "data", "--out", "m", "--fusion", "glue"],
-        ["embed", "data"],
+        ([], "required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train", "data"], "required: --out"),
+        (["train", "data", "--out", "m", "--test-size", "1.5"], "1.5 is not between 0 and 1"),
+        (["train", "data", "--out", "m", "--test-size", "many"], "'many' is not a number"),
+        (["train", "data", "--out", "m", "--cv", "1"], "1 folds are too few"),
+        (["train", "data", "--out", "m", "--cv", "a"], "--cv: 'a' is not a whole number"),
+        (["train", "data", "--out", "m", "--seed", "0.5"], "--seed: '0.5' is not a whole number"),
+        (["train", "data", "--out", "m", "--seed", "-1"], "-1 is not between 0 and 4294967295"),
+        (["train", "data", "--out", "m", "--fusion", "glue"], "invalid choice: 'glue'"),
+        (["embed", "data"], "required: --out"),
+        (["embed", "data", "--out", "f", "--workers", "x"], "'x' is not a whole number"),
     ],
 )
-def test_wrong_usage_exits_with_2(arguments, capsys):
+def test_wrong_usage_exits_with_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert "usage: python -m cmlearn" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "usage: python -m cmlearn" in error and message in error
 
 
 @pytest.mark.parametrize("command", ["", "fetch", "train", "evaluate", "predict", "embed"])
@@ -808,6 +902,7 @@ sys.path.insert(0, {tests!r})
 import cmlearn.image, cmlearn.__main__, test_main
 test_main.MeanColours.pause = 1.0
 cmlearn.image._network = lambda *parameters: test_main.MeanColours()
+cmlearn.__main__.end_on_sigterm()
 sys.exit(cmlearn.__main__.main(sys.argv[1:]))
 """
 
