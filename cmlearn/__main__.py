@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -55,17 +56,30 @@ def main(arguments: list[str] | None = None) -> int:
     from cmlearn.assets import AssetError
 
     options = build_parser().parse_args(arguments)
-    warnings.showwarning = _print_warning
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            options.run(options)
     except KeyboardInterrupt:
         print("Interrupted. Finished features are kept; run it again to go on.", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, ImportError, AssetError) as error:
         number = f"[Errno {getattr(error, 'errno', None)}] "
         message = str(error).removeprefix(number) or "there is not enough memory"
+        if "set_params(vectors=" in message:
+            message += ". On the command line: put the file back, or train again"
         print(f"error: {message}", file=sys.stderr)
+        return 1
+    except Exception as error:  # Keras raises a bare one when it cannot fetch weights
+        missing = re.search(r"URL fetch failure on (\S+)", str(error))
+        if missing is None:
+            raise
+        name = getattr(options, "image_encoder", "the image encoder")
+        print(
+            f"error: the weights of {name} cannot be fetched from {missing[1]}. Connect to the "
+            "network, or train and embed with --image-encoder efficientnet-lite0",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -124,7 +138,7 @@ def _add_train(commands) -> None:
         help="share of the test part; with a column 'group' about the nearest of 1/2, 1/3, 1/4, … "
         "(default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    parser.add_argument("--seed", type=_seed, default=42, help="default: %(default)s")
     parser.add_argument("--cv", type=_folds, metavar="K", help="also cross-validate on K folds")
     _add_encoder_options(parser)
     _add_encoding_option(parser, "of texts.txt or the CSV")
@@ -195,21 +209,38 @@ def _add_encoding_option(parser: argparse.ArgumentParser, of: str) -> None:
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _seed(text: str) -> int:
+    value = _whole_number(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**32 - 1}")
+    return value
+
+
 def _folds(text: str) -> int:
-    value = int(text)
+    value = _whole_number(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"{text} folds are too few; give 2 or more")
     return value
 
 
 def _workers(text: str) -> int:
-    value = int(text)
+    value = _whole_number(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} workers are too few; give 1 or more")
     return value
@@ -231,6 +262,11 @@ def own_error_stream() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
+
+
+def end_on_sigterm() -> None:
+    """Let the signal to end do what an error does, so that nothing half-written is left."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 @contextmanager
@@ -275,15 +311,27 @@ def run_fetch(options: argparse.Namespace) -> None:
 @one_vocabulary_warning()
 def run_train(options: argparse.Namespace) -> None:
     """Train on the pairs in ``options.data`` and write model, report and plots."""
-    from cmlearn.baseline import check_folds, compare, cross_validate, split_pairs
+    from cmlearn._folds import check_folds
+    from cmlearn.baseline import (
+        check_training_part,
+        compare,
+        cross_validate,
+        related,
+        split_pairs,
+    )
+    from cmlearn.metrics import per_class_report
     from cmlearn.persistence import save_model
+    from cmlearn.text import load_word_vectors
 
     out = Path(options.out)
     check_model_folder(out)
+    load_word_vectors(options.glove)
     data, labels, groups = load_labelled_pairs(options.data, options.encoding)
+    warn_of_similar_names(labels)
     if options.cv:
-        check_folds(labels, groups, options.cv)
+        check_folds(labels, related(groups), options.cv, "give a lower --cv")
     train, test = split_pairs(labels, groups, test_size=options.test_size, seed=options.seed)
+    check_training_part(labels[train], fusion=options.fusion, classifier=options.classifier)
     X_train, X_test, y_test = data.iloc[train], data.iloc[test], labels[test]
     sizes = {"classes": len(set(labels)), "train": len(train), "test": len(test)}
     print(
@@ -298,15 +346,15 @@ def run_train(options: argparse.Namespace) -> None:
             for name, model in models.items()
         }
     table = compare(predictions, y_test, groups=groups[test], seed=options.seed)
-    print_scores(table)
+    per_class = per_class_report(y_test, predictions["image + text"])
     report = {"settings": settings(options), "pairs": sizes, "scores": table.to_dict("index")}
     if options.cv:
         folds = cross_validate(models, data, labels, groups, folds=options.cv, seed=options.seed)
-        print(f"\n{options.cv}-fold cross-validated accuracy\n{folds.round(3).to_string()}")
         report["cross-validation"] = folds.to_dict("index")
+    report["per class"] = per_class.to_dict("index")
     with model_folder(out) as folder:
         save_model(models["image + text"], folder)
-        write_report(folder, report, y_test, predictions["image + text"])
+        write_report(folder, report)
         try:
             write_plots(folder, list(X_test["image"]), y_test, predictions, table)
         except Exception as error:  # no figure is worth the trained model
@@ -315,6 +363,12 @@ def run_train(options: argparse.Namespace) -> None:
                 "the report are written",
                 stacklevel=1,
             )
+    # Only now, because whoever reads the output may close it at any line.
+    print_scores(table)
+    if options.cv:
+        spreads = folds[["mean", "spread"]].round(3).to_string()
+        print(f"\n{options.cv}-fold cross-validated accuracy\n{spreads}")
+    print(f"\n{per_class.round(3).to_string()}")
     print(f"\nWrote {', '.join(sorted(file.name for file in out.iterdir()))} to {out}")
 
 
@@ -331,6 +385,21 @@ def models_to_compare(options: argparse.Namespace) -> dict[str, BaseEstimator]:
         seed=options.seed,
         verbose=sys.stderr.isatty(),
     )
+
+
+def warn_of_similar_names(labels: np.ndarray) -> None:
+    """Warn if classes differ in upper and lower case alone."""
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(set(labels)):
+        spellings.setdefault(name.casefold(), []).append(name)
+    pairs = [" and ".join(map(repr, names)) for names in spellings.values() if len(names) > 1]
+    if pairs:
+        warnings.warn(
+            f"classes that differ in upper and lower case alone are trained as different ones: "
+            f"{'; '.join(pairs[:5])}{'; …' if len(pairs) > 5 else ''}. Spell them alike if they "
+            "are the same.",
+            stacklevel=2,
+        )
 
 
 def warn_of_copies(train: pd.DataFrame, test: pd.DataFrame) -> None:
@@ -354,7 +423,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from cmlearn.persistence import load_model
 
     model = load_model(options.model)
-    data, labels, groups = load_labelled_pairs(options.data, options.encoding)
+    data, labels, groups = load_pairs_to_judge(options.data, options.encoding)
     if not all(isinstance(name, str) for name in model.classes_):
         raise ValueError(
             f"{options.model} was trained on numbers ({', '.join(map(str, model.classes_[:5]))}, "
@@ -397,7 +466,7 @@ def predicted_rows(model: BaseEstimator, table: pd.DataFrame, pairs: pd.DataFram
     """Return the table with ``prediction`` and, where the model has it, ``probability`` added."""
     if "text" not in pairs:
         raise ValueError(
-            "the model was trained on images and texts, but the input has no column 'text'. "
+            "predict gives the model images and texts, but the input has no column 'text'. "
             "Add it, with one text a row."
         )
     taken = [name for name in ("prediction", "probability") if name in table]
@@ -417,7 +486,7 @@ def predicted_rows(model: BaseEstimator, table: pd.DataFrame, pairs: pd.DataFram
 def run_embed(options: argparse.Namespace) -> None:
     """Stream features to a Parquet file, a chunk of pairs at a time."""
     from cmlearn.baseline import build_image_encoder
-    from cmlearn.text import GloVeEncoder
+    from cmlearn.text import GloVeEncoder, load_word_vectors
 
     if options.image_encoder == "cnn":
         raise ValueError(
@@ -425,6 +494,7 @@ def run_embed(options: argparse.Namespace) -> None:
             "Use --image-encoder efficientnet-lite0, for example."
         )
     check_output_file(options.out, options.data)
+    load_word_vectors(options.glove)
     encoders = {
         "image": build_image_encoder(options.image_encoder, seed=0),
         "text": GloVeEncoder(options.glove),
@@ -441,14 +511,34 @@ def run_embed(options: argparse.Namespace) -> None:
 
 
 def load_labelled_pairs(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return the pairs, the class name of each, and the group of each."""
+    """Return the pairs by where they stand, the class name of each, and the group of each."""
     import numpy as np
 
     from cmlearn.datasets import load_folder
 
     pairs = load_folder(folder, encoding=encoding)
-    data = pairs.data.set_index("pair " + (pairs.data.index + 1).astype(str))
+    data = pairs.data.set_axis(pairs.places)
     return data, np.asarray(pairs.target_names, dtype=object)[pairs.target], pairs.groups
+
+
+def load_pairs_to_judge(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return the same as `load_labelled_pairs`, also where all pairs are of one class."""
+    import numpy as np
+    import pandas as pd
+
+    from cmlearn.datasets import DatasetError
+    from cmlearn.datasets._folder import _check_rows, _recognise
+
+    place = Path(folder).expanduser()
+    _, read = _recognise(place)
+    rows = read(encoding)
+    if not rows:
+        raise DatasetError(f"{place}: there is no image-text pair in it")
+    _check_rows(place, rows)
+    columns = {"image": [str(row.image) for row in rows], "text": [row.text for row in rows]}
+    data = pd.DataFrame(columns, index=[row.place for row in rows], dtype=object)
+    labels = np.asarray([row.label for row in rows], dtype=object)
+    return data, labels, np.asarray([row.group or str(row.image) for row in rows])
 
 
 def print_scores(table: pd.DataFrame) -> None:
@@ -466,14 +556,11 @@ def settings(options: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(options).items() if name not in ("run", "command")}
 
 
-def write_report(folder: Path, report: dict, y_test: np.ndarray, y_pred: np.ndarray) -> None:
-    """Print the per-class table and write ``report.json``."""
-    from cmlearn.metrics import per_class_report
+def write_report(folder: Path, report: dict) -> None:
+    """Write ``report.json``, with what the run was made with."""
     from cmlearn.runtime import provenance
 
-    per_class = per_class_report(y_test, y_pred)
-    print(f"\n{per_class.round(3).to_string()}")
-    report |= {"per class": per_class.to_dict("index"), "provenance": provenance()}
+    report = report | {"provenance": provenance()}
     (folder / REPORT_FILE).write_text(
         json.dumps(report, indent=2, ensure_ascii=False, default=float), encoding="utf-8"
     )
@@ -522,6 +609,11 @@ def check_model_folder(out: Path) -> None:
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out must name a folder.")
+    if out.exists() and out.samefile(os.getcwd()):
+        raise ValueError(
+            f"{out} is the current folder, whose place no new folder can take. Give --out a new "
+            f"name, such as {out / 'model'}."
+        )
     if os.path.ismount(out.resolve()):
         raise ValueError(
             f"{out} is a disk or volume of its own, whose place no new folder can take. Give --out "
@@ -589,8 +681,14 @@ def model_folder(out: Path) -> Iterator[Path]:
             earlier.rename(out)
         raise
     shutil.rmtree(earlier, ignore_errors=True)
+    if earlier.exists():
+        warnings.warn(
+            f"the earlier model could not be removed and lies in {earlier}; remove it by hand",
+            stacklevel=2,
+        )
 
 
 if __name__ == "__main__":
     own_error_stream()
+    end_on_sigterm()
     sys.exit(main())

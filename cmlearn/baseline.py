@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score, train
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cmlearn._folds import check_folds
 from cmlearn.fusion import Fusion, LateFusion
 from cmlearn.image import CNNEncoder, PretrainedCNN
 from cmlearn.metrics import bootstrap_interval, macro_f1
@@ -177,7 +178,7 @@ def split_pairs(
             "each part needs one pair of each. Add pairs or change the share."
         )
     rows = np.arange(len(labels))
-    if len(set(groups)) == len(groups):
+    if related(groups) is None:
         return _with_every_class(
             *train_test_split(rows, test_size=test_size, random_state=seed, stratify=labels), labels
         )
@@ -215,6 +216,43 @@ def _groups_of_each_class(labels: np.ndarray, groups: np.ndarray) -> pd.Series:
     return pd.Series(groups).groupby(np.asarray(labels, dtype=object)).nunique()
 
 
+def check_training_part(labels: np.ndarray, *, fusion: str, classifier: str) -> None:
+    """Refuse a class of one training pair where a part of that is held back to learn from.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        The class names of the training part.
+    fusion, classifier : str
+        As for `build_models`.
+
+    Raises
+    ------
+    ValueError
+        If a network would stop early by a part of the training pairs, or late fusion calibrate a
+        support vector machine on one, and a class has a single pair there.
+    """
+    if classifier == "mlp":
+        option, other = "--classifier mlp", "another classifier"
+    elif fusion.startswith("late-") and classifier.endswith("-svm"):
+        option, other = f"--fusion {fusion}", "another fusion, or --classifier logistic"
+    else:
+        return
+    names, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
+    lonely = names[counts < 2].tolist()
+    if lonely:
+        raise ValueError(
+            f"these classes have a single pair in the training part: {', '.join(lonely[:10])}. "
+            f"{option} holds back a part of the training pairs and needs two of each class. Add "
+            f"pairs, take {other}, or remove the class."
+        )
+
+
+def related(groups: np.ndarray | None) -> np.ndarray | None:
+    """Return the groups, or None where each holds a single pair."""
+    return None if groups is None or len(set(groups)) == len(groups) else groups
+
+
 def shared_images(train: pd.DataFrame, test: pd.DataFrame) -> int:
     """Count the test images whose file is byte for byte one of the training files."""
     seen = {_content(image) for image in train["image"].dropna()}
@@ -238,7 +276,11 @@ def compare(
     groups: np.ndarray | None = None,
     seed: int = 42,
 ) -> pd.DataFrame:
-    """Return accuracy, its bootstrap 95% interval and macro-F1, a row a model.
+    """Return accuracy, its 95% interval and macro-F1, a row a model.
+
+    The interval is that of Wilson [1]_ where pairs are independent. Where groups of them are
+    related, it is the percentile bootstrap over groups; but a bootstrap of answers that are all
+    right (or all wrong) has no width, so that there it is Wilson's, with a group as one answer.
 
     Parameters
     ----------
@@ -247,8 +289,8 @@ def compare(
     y_true : ndarray of shape (n,)
         True labels.
     groups : ndarray of shape (n,), optional
-        Pairs of one group are related, so that the bootstrap draws them together. Where all pairs
-        are of one group, there is nothing else to draw than pairs.
+        Pairs of one group are related. Where all pairs are of one group, there is nothing else to
+        count than pairs.
     seed : int
         Seed of the resampling.
 
@@ -256,14 +298,19 @@ def compare(
     -------
     DataFrame
         Index: the models. Columns: ``accuracy``, ``low``, ``high``, ``macro F1``.
+
+    References
+    ----------
+    .. [1] E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+       Journal of the American Statistical Association 22, 1927.
+       https://doi.org/10.1080/01621459.1927.10502953
     """
+    groups = related(groups)
     if groups is not None and len(set(groups)) < 2:
         groups = None
     rows = {}
     for name, y_pred in predictions.items():
-        interval = bootstrap_interval(
-            accuracy_score, y_true, y_pred, groups=groups, random_state=seed
-        )
+        interval = _accuracy_interval(y_true, y_pred, groups, seed)
         rows[name] = {
             "accuracy": accuracy_score(y_true, y_pred),
             "low": interval.low,
@@ -271,6 +318,21 @@ def compare(
             "macro F1": macro_f1(y_true, y_pred),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _accuracy_interval(
+    y_true: np.ndarray, y_pred: np.ndarray, groups: np.ndarray | None, seed: int
+):
+    """Return an object with ``low`` and ``high``."""
+    from scipy.stats import binomtest
+
+    right, n = int(accuracy_score(y_true, y_pred, normalize=False)), len(y_true)
+    if groups is not None and 0 < right < n:
+        return bootstrap_interval(accuracy_score, y_true, y_pred, groups=groups, random_state=seed)
+    if groups is not None:
+        n = len(set(groups))
+        right = min(right, n)  # none, or all of them
+    return binomtest(right, n).proportion_ci(method="wilson")
 
 
 def cross_validate(
@@ -282,32 +344,29 @@ def cross_validate(
     folds: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Return the mean and the spread of the accuracy over stratified folds, a row a model.
+    """Return the accuracy over stratified folds, a row a model.
 
     Groups stay whole, as in `split_pairs`.
+
+    Returns
+    -------
+    DataFrame
+        Index: the models. Columns: ``mean``; ``spread``, the standard deviation over the folds;
+        ``folds``, the list of the folds' accuracies. The folds are the same for every model.
 
     Raises
     ------
     ValueError
         If a class has fewer pairs or groups than there are folds.
     """
-    check_folds(labels, groups, folds)
+    check_folds(labels, related(groups), folds, "ask for fewer folds")
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     scores = {
         name: cross_val_score(model, data, labels, groups=groups, cv=splits, error_score="raise")
         for name, model in models.items()
     }
-    rows = {name: {"mean": s.mean(), "spread": s.std(ddof=1)} for name, s in scores.items()}
+    rows = {
+        name: {"mean": s.mean(), "spread": s.std(ddof=1), "folds": s.tolist()}
+        for name, s in scores.items()
+    }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def check_folds(labels: np.ndarray, groups: np.ndarray, folds: int) -> None:
-    """Refuse more folds than the rarest class has groups (pairs, where each is its own group)."""
-    members = _groups_of_each_class(labels, groups)
-    rarest, size = members.idxmin(), int(members.min())
-    if size < folds:
-        kind = "pairs" if len(set(groups)) == len(groups) else "groups of pairs"
-        raise ValueError(
-            f"class {rarest!r} has {size} {kind}, fewer than the {folds} folds asked for. "
-            f"Use --cv {max(size, 2)} or fewer, or add pairs."
-        )

@@ -60,7 +60,7 @@ def make_card(
     ------
     ValueError
         If the run has no provenance, there are no scores, a score has no values, or there are no
-        limits.
+        limits or a single string in the place of their list.
     AssetError
         If an asset is unknown.
 
@@ -74,6 +74,8 @@ def make_card(
     """
     if not run.get("provenance"):
         raise ValueError("the run has no provenance: give what cmlearn.runtime.load_run returns")
+    if isinstance(limits, str):
+        raise ValueError(f"limits must be a list of sentences, not one string: [{limits!r}]")
     limits = list(limits)
     if not limits:
         raise ValueError("name at least one limit: every model fails somewhere")

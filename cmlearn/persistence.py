@@ -130,11 +130,13 @@ def load_model(folder: str | Path) -> BaseEstimator:
     Raises
     ------
     ModelFileError
-        If the file is missing or damaged, or if it names a type that is neither NumPy's, SciPy's,
-        scikit-learn's nor one of `TRUSTED_TYPES`.
+        If `folder` is a file, the model is missing or damaged, or it names a type that is neither
+        NumPy's, SciPy's, scikit-learn's nor one of `TRUSTED_TYPES`.
     """
     import skops.io
 
+    if Path(folder).is_file():
+        raise ModelFileError(f"{folder} is a file; give the folder that it is in")
     path = Path(folder) / MODEL_FILE
     if not path.is_file():
         raise ModelFileError(

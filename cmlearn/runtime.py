@@ -293,7 +293,7 @@ def _explain_write_errors(folder: Path) -> Iterator[None]:
             raise
         about_space = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         touched = Path(error.filename) if isinstance(error.filename, str) else None
-        ours = touched is not None and (touched == folder or folder in touched.parents)
+        ours = touched is not None and (touched == folder or _is_partial(touched, folder))
         above = touched is not None and touched in folder.parents
         if error.errno in remedies and (about_space or ours or above):
             message = f"cannot write in the folder {folder}: {remedies[error.errno]}"
@@ -301,6 +301,14 @@ def _explain_write_errors(folder: Path) -> Iterator[None]:
             explained.is_explained = True
             raise explained from error
         raise
+
+
+def _is_partial(path: Path, folder: Path) -> bool:
+    """Say whether a path is, or lies in, what `replace_when_whole` writes in a folder."""
+    if folder not in path.parents:
+        return False
+    name = path.relative_to(folder).parts[0]
+    return name.startswith(".") and ".partial" in name
 
 
 def peak_memory() -> int:

@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import train_test_split
 
 from cmlearn.baseline import (
     build_classifier,
     build_models,
-    check_folds,
     compare,
     cross_validate,
     shared_images,
@@ -95,7 +95,11 @@ def test_compare_equals_scikit_learns_scores(rng):
     assert table.loc["model", "accuracy"] == accuracy_score(y_true, y_pred)
     assert table.loc["model", "macro F1"] == f1_score(y_true, y_pred, average="macro")
     assert table.loc["model", "low"] < table.loc["model", "accuracy"] < table.loc["model", "high"]
-    assert list(table.loc["perfect"]) == [1, 1, 1, 1]
+    low = 1 / (1 + 1.959964**2 / 60)  # of Wilson's interval, where all are right
+    assert list(table.loc["perfect"]) == pytest.approx([1, low, 1, 1])
+    right = int((y_true == y_pred).sum())
+    wilson = binomtest(right, 60).proportion_ci(method="wilson")
+    assert tuple(table.loc["model", ["low", "high"]]) == (wilson.low, wilson.high)
     spread = np.sqrt(table.loc["model", "accuracy"] * (1 - table.loc["model", "accuracy"]) / 60)
     width = table.loc["model", "high"] - table.loc["model", "low"]
     assert width == pytest.approx(2 * 1.96 * spread, rel=0.3)  # the normal approximation
@@ -108,6 +112,10 @@ def test_compare_draws_related_pairs_together(rng):
     width = np.ptp(compare({"m": y_pred}, y_true)[["low", "high"]].to_numpy())
     wide = np.ptp(compare({"m": y_pred}, y_true, groups=groups)[["low", "high"]].to_numpy())
     assert wide == pytest.approx(width * np.sqrt(10), rel=0.3)
+    all_right = compare({"m": y_true}, y_true, groups=groups).loc["m"]
+    assert all_right["low"] == pytest.approx(1 / (1 + 1.959964**2 / 20)) and all_right["high"] == 1
+    all_wrong = compare({"m": np.full(200, "b")}, y_true, groups=groups).loc["m"]
+    assert all_wrong["low"] == 0 and all_wrong["high"] == pytest.approx(1 - all_right["low"])
     one = compare({"m": y_pred}, y_true, groups=np.zeros(200))
     pd.testing.assert_frame_equal(one, compare({"m": y_pred}, y_true))
 
@@ -127,15 +135,17 @@ def test_cross_validation_keeps_groups_whole(rng):
     whole = cross_validate({"m": machine}, X, labels, groups, folds=4, seed=0)
     torn = cross_validate({"m": machine}, X, labels, np.arange(200), folds=4, seed=0)
     assert whole.loc["m", "mean"] < 0.7 < 0.95 < torn.loc["m", "mean"]
+    folds = whole.loc["m", "folds"]
+    assert len(folds) == 4 and np.std(folds, ddof=1) == whole.loc["m", "spread"]
 
 
 def test_too_many_folds_are_refused_by_groups():
     labels = np.array(list("aaaaaabbbbbb"))
-    check_folds(labels, np.arange(12), 6)
-    with pytest.raises(ValueError, match="class 'a' has 6 pairs, fewer than the 7 folds"):
-        check_folds(labels, np.arange(12), 7)
-    with pytest.raises(ValueError, match="has 3 groups of pairs, fewer than the 4 folds"):
-        check_folds(labels, np.arange(12) // 2, 4)
+    cross_validate({}, np.zeros((12, 1)), labels, np.arange(12), folds=6, seed=0)
+    with pytest.raises(ValueError, match="class 'a' has 6 rows, fewer than the 7 .* fewer folds"):
+        cross_validate({}, np.zeros((12, 1)), labels, np.arange(12), folds=7, seed=0)
+    with pytest.raises(ValueError, match="has 3 groups of rows, fewer than the 4 folds"):
+        cross_validate({}, np.zeros((12, 1)), labels, np.arange(12) // 2, folds=4, seed=0)
 
 
 def test_the_articles_classifier_is_the_default():

@@ -51,6 +51,7 @@ def test_a_score_cannot_break_the_table(facts):
         ({"scores": {}}, "at least one score"),
         ({"scores": {"F1": []}}, "'F1' has no values"),
         ({"limits": []}, "at least one limit"),
+        ({"limits": "It fails."}, r"a list of sentences, not one string: \['It fails\.'\]"),
     ],
 )
 def test_bad_input(facts, change, message):

@@ -294,7 +294,18 @@ def test_unknown_parts_and_folders(fashion, tmp_path):
         load_huggingface(f"{tmp_path}/nowhere/")
 
 
-@pytest.mark.parametrize("max_pairs", [0, -1, 2.5, "all"])
+def test_a_number_of_pairs_may_be_numpys(fashion):
+    assert len(load(fashion, max_pairs=np.int64(3)).data) == 3
+
+
+def test_a_data_set_has_the_name_of_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"somebody/fashion": "fashion", "photos/": "photos", ".": tmp_path.name}
+    for dataset, name in names.items():
+        assert _huggingface._Source(dataset, None, "train", None, {}).short == name
+
+
+@pytest.mark.parametrize("max_pairs", [0, -1, 2.5, "all", True])
 def test_a_number_of_pairs_that_is_none(fashion, max_pairs):
     with pytest.raises(ValueError, match="must be a positive integer"):
         load(fashion, max_pairs=max_pairs)

@@ -7,6 +7,7 @@ one trains with the real one, in a process of its own.
 import errno
 import functools
 import importlib.util
+import io
 import json
 import os
 import re
@@ -14,7 +15,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,14 +76,6 @@ def cache(tmp_path_factory):
 
 
 write_plots = cmlearn.__main__.write_plots  # takes most of the time, so one test draws
-
-
-@pytest.fixture(autouse=True)
-def _restored():
-    """`main` is made for a process of its own: put back what it sets."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def draw(path, colour, seed):
@@ -252,8 +247,41 @@ def test_cross_validation_is_reported(pairs, tmp_path, capsys):
     assert train(pairs, tmp_path / "model", pairs, "--cv", "3") == 0
     report = json.loads((tmp_path / "model" / "report.json").read_text())
     assert set(report["cross-validation"]) == set(report["scores"])
-    assert 0.8 < report["cross-validation"]["image + text"]["mean"] <= 1
-    assert "3-fold cross-validated accuracy" in capsys.readouterr().out
+    both = report["cross-validation"]["image + text"]
+    assert 0.8 < both["mean"] <= 1
+    assert len(both["folds"]) == 3 and np.mean(both["folds"]) == pytest.approx(both["mean"])
+    output = capsys.readouterr().out
+    assert "3-fold cross-validated accuracy" in output and "folds" not in output
+
+
+def test_a_reader_that_stops_early_does_not_cost_the_model(pairs, tmp_path, monkeypatch):
+    class OneLine(io.StringIO):
+        def write(self, text):
+            if "\n" in self.getvalue():
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", OneLine())
+    assert train(pairs, tmp_path / "model", pairs, "--cv", "2") == 1
+    assert hasattr(load_model(tmp_path / "model"), "predict")
+    assert (tmp_path / "model" / "report.json").exists()
+
+
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_train_names_the_row_of_a_picture_that_is_cut_off(pairs, tmp_path, capsys, is_embedded):
+    shutil.copytree(pairs / "images", tmp_path / "images")
+    cut = tmp_path / "images" / "1_7.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    table = table_of(pairs)
+    if is_embedded:
+        data, place = tmp_path / "pairs.parquet", r"pairs\.parquet, row 8: the picture is damaged"
+        contents = [(tmp_path / name).read_bytes() for name in table["image"]]
+        table.assign(image=contents).to_parquet(data)
+    else:
+        data, place = tmp_path / "pairs.csv", r"pairs\.csv, line 9: .*1_7\.png' is damaged"
+        table.to_csv(data, index=False)
+    assert train(data, tmp_path / "model", pairs) == 1
+    assert re.search(f"error: {tmp_path}/{place}", capsys.readouterr().err)
 
 
 def test_the_seed_decides_the_split_and_a_repetition_is_the_same(pairs, tmp_path, capsys):
@@ -311,6 +339,17 @@ def test_evaluate_judges_other_pairs(model, tmp_path, capsys):
     y_true = np.array(other.target_names)[other.target]
     accuracy = accuracy_score(y_true, load_model(model).predict(other.data).astype(str))
     assert f"Accuracy: {accuracy:.4f}" in capsys.readouterr().out
+
+
+def test_evaluate_judges_pairs_of_one_class(model, tmp_path, capsys):
+    write_pairs(tmp_path / "other", n_each=3)
+    for path in (tmp_path / "other" / "images").glob("[12]_*.png"):
+        path.rename(path.with_name(f"3_{path.name}"))
+    assert main(["evaluate", str(model), str(tmp_path / "other")]) == 0
+    assert re.search(r"^Accuracy: 0\.3333", capsys.readouterr().out, re.M)
+    (tmp_path / "none.csv").write_text("image,text,label\n")
+    assert main(["evaluate", str(model), str(tmp_path / "none.csv")]) == 1
+    assert "none.csv: there is no image-text pair in it" in capsys.readouterr().err
 
 
 def test_evaluate_names_classes_that_the_model_does_not_know(model, tmp_path, capsys):
@@ -445,6 +484,43 @@ def test_word_vectors_that_moved_are_named(own_pairs, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "model"), str(own_pairs)]) == 1
     error = capsys.readouterr().err
     assert re.search(r"error: the word vectors .*glove\.txt, .* put the file back", error)
+    assert error.endswith("On the command line: put the file back, or train again\n")
+
+
+def test_a_process_that_calls_main_stays_as_it_was(pairs, tmp_path):
+    before = warnings.showwarning, signal.getsignal(signal.SIGTERM)
+    codes = []
+    embedding = threading.Thread(
+        target=lambda: codes.append(embed(pairs, tmp_path / "f.parquet", pairs))
+    )
+    embedding.start()
+    embedding.join()
+    assert codes == [0]
+    assert (warnings.showwarning, signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("command", ["train", "embed"])
+def test_weights_that_cannot_be_fetched_are_named(pairs, tmp_path, monkeypatch, capsys, command):
+    def offline(*parameters):
+        raise Exception("URL fetch failure on https://host/vgg16.h5: None -- Name not known")
+
+    monkeypatch.setattr(cmlearn.image, "_network", offline)
+    run = train if command == "train" else embed
+    assert run(pairs, tmp_path / "out", pairs, "--image-encoder", "VGG16") == 1
+    error = capsys.readouterr().err
+    assert "the weights of VGG16 cannot be fetched from https://host/vgg16.h5" in error
+    assert "--image-encoder efficientnet-lite0" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "embed"])
+def test_word_vectors_are_looked_for_before_the_pictures(pairs, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(MeanColours, "runs", 0)
+    for number in range(10):  # pictures that are not in the cache
+        draw(tmp_path / "images" / f"{number % 2}_{number}.png", COLOURS["1"], seed=900 + number)
+    (tmp_path / "texts.txt").write_text("red apple\n" * 10)
+    run = train if command == "train" else embed
+    assert run(tmp_path, tmp_path / "out" / "m", pairs, "--glove", "glvoe.txt") == 1
+    assert MeanColours.runs == 0
 
 
 # embed
@@ -603,6 +679,25 @@ def test_a_figure_that_fails_does_not_cost_the_model(pairs, tmp_path, monkeypatc
     assert (tmp_path / "model" / "report.json").exists()
 
 
+def test_an_earlier_model_that_cannot_be_removed_is_named(pairs, tmp_path, monkeypatch, capsys):
+    train(pairs, tmp_path / "model", pairs)
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    assert train(pairs, tmp_path / "model", pairs) == 0
+    (earlier,) = hidden(tmp_path)
+    error = capsys.readouterr().err
+    assert (
+        f"warning: the earlier model could not be removed and lies in {tmp_path}/{earlier}" in error
+    )
+
+
+def test_the_current_folder_cannot_be_replaced(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", str(tmp_path)):
+        assert train(pairs, out, pairs) == 1
+        error = capsys.readouterr().err
+        assert f"{out} is the current folder" in error and f"such as {Path(out) / 'model'}" in error
+
+
 def test_a_model_goes_where_a_link_leads(pairs, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
@@ -710,34 +805,69 @@ def test_a_class_with_one_member_is_named(own_pairs, tmp_path, capsys):
     assert list(tmp_path.glob("model*")) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classifier", "mlp"], "single pair in the training part: 3. --classifier mlp holds"),
+        (["--fusion", "late-mean"], "in the training part: 3. --fusion late-mean holds back"),
+        ([], None),
+        (["--fusion", "late-mean", "--classifier", "logistic"], None),
+    ],
+)
+def test_a_class_with_one_training_pair_is_named(own_pairs, tmp_path, capsys, options, message):
+    for path in (own_pairs / "images").glob("3_[2-7].png"):
+        path.rename(path.with_name(path.name.replace("3_", "2_9")))
+    assert train(own_pairs, tmp_path / "model", own_pairs, *options) == (1 if message else 0)
+    if message:
+        assert message in capsys.readouterr().err
+
+
+def test_classes_that_differ_in_case_alone_are_warned_of(pairs, tmp_path, capsys):
+    shutil.copytree(pairs / "images", tmp_path / "images")
+    table = table_of(pairs)
+    table["label"] = table["label"].map({"1": "cat", "2": "CAT", "3": "dog"})
+    table.to_csv(tmp_path / "pairs.csv", index=False)
+    assert train(tmp_path / "pairs.csv", tmp_path / "model", pairs) == 0
+    error = capsys.readouterr().err
+    assert "alone are trained as different ones: 'CAT' and 'cat'. Spell" in error
+    assert error.count("warning") == 1
+
+
 def test_too_small_a_test_part_and_too_many_folds_are_refused(pairs, tmp_path, capsys):
     assert train(pairs, tmp_path / "model", pairs, "--test-size", "0.05") == 1
     assert re.search(r"give 22 for training and 2 for the test.*3 classes", capsys.readouterr().err)
     assert train(pairs, tmp_path / "model", pairs, "--cv", "9") == 1
-    assert "class '1' has 8 pairs, fewer than the 9 folds" in capsys.readouterr().err
+    assert "class '1' has 8 rows, fewer than the 9 folds asked for; give a lower --cv" in (
+        capsys.readouterr().err
+    )
 
 
 # Usage, exit codes, signals
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        [],
-        ["fly"],
-        ["train", "data"],
-        ["train", "data", "--out", "m", "--test-size", "1.5"],
-        ["train", "data", "--out", "m", "--test-size", "many"],
-        ["train", "data", "--out", "m", "--cv", "1"],
-        ["train", "data", "--out", "m", "--fusion", "glue"],
-        ["embed", "data"],
+        ([], "required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train", "data"], "required: --out"),
+        (["train", "data", "--out", "m", "--test-size", "1.5"], "1.5 is not between 0 and 1"),
+        (["train", "data", "--out", "m", "--test-size", "many"], "'many' is not a number"),
+        (["train", "data", "--out", "m", "--cv", "1"], "1 folds are too few"),
+        (["train", "data", "--out", "m", "--cv", "a"], "--cv: 'a' is not a whole number"),
+        (["train", "data", "--out", "m", "--seed", "0.5"], "--seed: '0.5' is not a whole number"),
+        (["train", "data", "--out", "m", "--seed", "-1"], "-1 is not between 0 and 4294967295"),
+        (["train", "data", "--out", "m", "--fusion", "glue"], "invalid choice: 'glue'"),
+        (["embed", "data"], "required: --out"),
+        (["embed", "data", "--out", "f", "--workers", "x"], "'x' is not a whole number"),
     ],
 )
-def test_wrong_usage_exits_with_2(arguments, capsys):
+def test_wrong_usage_exits_with_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert "usage: python -m cmlearn" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "usage: python -m cmlearn" in error and message in error
 
 
 @pytest.mark.parametrize("command", ["", "fetch", "train", "evaluate", "predict", "embed"])
@@ -772,6 +902,7 @@ sys.path.insert(0, {tests!r})
 import cmlearn.image, cmlearn.__main__, test_main
 test_main.MeanColours.pause = 1.0
 cmlearn.image._network = lambda *parameters: test_main.MeanColours()
+cmlearn.__main__.end_on_sigterm()
 sys.exit(cmlearn.__main__.main(sys.argv[1:]))
 """
 

@@ -167,6 +167,12 @@ def test_a_folder_without_a_model_says_what_to_give(tmp_path, folder):
         load_model(tmp_path / folder)
 
 
+def test_a_file_in_the_place_of_its_folder_is_refused(tmp_path):
+    (tmp_path / "model.skops").touch()
+    with pytest.raises(ModelFileError, match=r"model\.skops is a file; give the folder that it is"):
+        load_model(tmp_path / "model.skops")
+
+
 def test_word_vectors_that_moved_are_named_and_can_be_pointed_to(tmp_path):
     vectors = tmp_path / "glove.txt"
     vectors.write_text("red 1 0\nblue 0 1\n")

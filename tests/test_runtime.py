@@ -191,12 +191,25 @@ def test_a_read_only_folder_names_the_folder_and_the_remedy(tmp_path):
         fail(partial)
 
 
-def test_an_unreadable_input_is_not_blamed_on_the_output_folder(tmp_path):
+@pytest.mark.parametrize("place", ["elsewhere", "out"])
+def test_an_unreadable_input_is_not_blamed_on_the_output_folder(tmp_path, place):
+    """The input may lie beside the output."""
+    unreadable = str(tmp_path / place / "input.csv")
     with (
-        pytest.raises(PermissionError, match="/elsewhere/input"),
-        runtime.replace_when_whole(tmp_path / "a.txt"),
+        pytest.raises(PermissionError, match="Permission denied: .*input.csv"),
+        runtime.replace_when_whole(tmp_path / "out" / "a.txt"),
     ):
-        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/input")
+        raise PermissionError(errno.EACCES, "Permission denied", unreadable)
+
+
+@pytest.mark.parametrize("is_within", [True, False])
+def test_a_refusal_of_what_is_written_is_blamed_on_the_output_folder(tmp_path, is_within):
+    with (
+        pytest.raises(OSError, match=f"cannot write in the folder {tmp_path}: you may not write"),
+        runtime.replace_when_whole(tmp_path / "model") as partial,
+    ):
+        refused = partial / "model.skops" if is_within else partial
+        raise PermissionError(errno.EACCES, "Permission denied", str(refused))
 
 
 def test_peak_memory_keeps_what_was_held_and_freed():

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 
 from filelock import FileLock
@@ -148,7 +149,9 @@ def load_huggingface(
 
 
 def _check_max_pairs(max_pairs) -> None:
-    if max_pairs is not None and (not isinstance(max_pairs, int) or max_pairs < 1):
+    if max_pairs is None:
+        return
+    if not isinstance(max_pairs, Integral) or isinstance(max_pairs, bool) or max_pairs < 1:
         raise ValueError(f"max_pairs={max_pairs!r} must be a positive integer, or None for all")
 
 
@@ -160,7 +163,7 @@ class _Source:
         self.columns = columns
         facts = [self.dataset, name, split, revision, columns, _state(Path(dataset))]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self.short = self.dataset.rstrip("/").rpartition("/")[2]
+        self.short = Path(dataset).absolute().name  # a folder's, or that on the Hub
         self.folder = cache_dir() / "huggingface" / f"{self.short}-{digest[:16]}"
 
     def __str__(self) -> str:
