@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from sklearn.base import BaseEstimator
+    from sklearn.utils import Bunch
 
 EXAMPLES = """\
 examples:
@@ -512,33 +513,25 @@ def run_embed(options: argparse.Namespace) -> None:
 
 def load_labelled_pairs(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Return the pairs by where they stand, the class name of each, and the group of each."""
-    import numpy as np
-
     from cmlearn.datasets import load_folder
 
-    pairs = load_folder(folder, encoding=encoding)
-    data = pairs.data.set_axis(pairs.places)
-    return data, np.asarray(pairs.target_names, dtype=object)[pairs.target], pairs.groups
+    return named_pairs(load_folder(folder, encoding=encoding))
 
 
 def load_pairs_to_judge(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Return the same as `load_labelled_pairs`, also where all pairs are of one class."""
+    from cmlearn.datasets._folder import labelled_pairs
+
+    _, pairs = labelled_pairs(Path(folder).expanduser(), encoding)
+    return named_pairs(pairs)
+
+
+def named_pairs(pairs: Bunch) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return the pairs by where they stand, with class names in the place of numbers."""
     import numpy as np
-    import pandas as pd
 
-    from cmlearn.datasets import DatasetError
-    from cmlearn.datasets._folder import _check_rows, _recognise
-
-    place = Path(folder).expanduser()
-    _, read = _recognise(place)
-    rows = read(encoding)
-    if not rows:
-        raise DatasetError(f"{place}: there is no image-text pair in it")
-    _check_rows(place, rows)
-    columns = {"image": [str(row.image) for row in rows], "text": [row.text for row in rows]}
-    data = pd.DataFrame(columns, index=[row.place for row in rows], dtype=object)
-    labels = np.asarray([row.label for row in rows], dtype=object)
-    return data, labels, np.asarray([row.group or str(row.image) for row in rows])
+    data = pairs.data.set_axis(pairs.places)
+    return data, np.asarray(pairs.target_names, dtype=object)[pairs.target], pairs.groups
 
 
 def print_scores(table: pd.DataFrame) -> None:

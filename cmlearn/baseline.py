@@ -310,11 +310,11 @@ def compare(
         groups = None
     rows = {}
     for name, y_pred in predictions.items():
-        interval = _accuracy_interval(y_true, y_pred, groups, seed)
+        low, high = _accuracy_interval(y_true, y_pred, groups, seed)
         rows[name] = {
             "accuracy": accuracy_score(y_true, y_pred),
-            "low": interval.low,
-            "high": interval.high,
+            "low": low,
+            "high": high,
             "macro F1": macro_f1(y_true, y_pred),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -322,17 +322,18 @@ def compare(
 
 def _accuracy_interval(
     y_true: np.ndarray, y_pred: np.ndarray, groups: np.ndarray | None, seed: int
-):
-    """Return an object with ``low`` and ``high``."""
+) -> tuple[float, float]:
     from scipy.stats import binomtest
 
     right, n = int(accuracy_score(y_true, y_pred, normalize=False)), len(y_true)
     if groups is not None and 0 < right < n:
-        return bootstrap_interval(accuracy_score, y_true, y_pred, groups=groups, random_state=seed)
+        drawn = bootstrap_interval(accuracy_score, y_true, y_pred, groups=groups, random_state=seed)
+        return drawn.low, drawn.high
     if groups is not None:
         n = len(set(groups))
         right = min(right, n)  # none, or all of them
-    return binomtest(right, n).proportion_ci(method="wilson")
+    wilson = binomtest(right, n).proportion_ci(method="wilson")
+    return float(wilson.low), float(wilson.high)
 
 
 def cross_validate(

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from sklearn.utils import Bunch
+
 from cmlearn.datasets._common import _SHOWN, DatasetError, _bunch, _count_table, _some
 from cmlearn.runtime import cache_dir, replace_when_whole
 
@@ -97,17 +99,23 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
         When anything does not fit; the message names file, line and remedy.
     """
     place = Path(folder).expanduser()
+    layout, pairs = labelled_pairs(place, encoding)
+    if len(pairs.target_names) == 1:
+        raise DatasetError(
+            f"{place}: every row has the label {pairs.target_names[0]!r}; a classifier needs at "
+            f"least two classes. {_label_hint(layout)}"
+        )
+    return (pairs.data, pairs.target) if return_X_y else pairs
+
+
+def labelled_pairs(place: Path, encoding: str) -> tuple[str, Bunch]:
+    """Return how the pairs are laid out, and the pairs as `load_folder` does, also of one class."""
     layout, read = _recognise(place)
     rows = read(encoding)
     if not rows:
         raise DatasetError(f"{place}: there is no image-text pair in it")
     _check_rows(place, rows)
     names = sorted({row.label for row in rows}, key=_class_order)
-    if len(names) == 1:
-        raise DatasetError(
-            f"{place}: every row has the label {names[0]!r}; a classifier needs at least two "
-            f"classes. {_label_hint(layout)}"
-        )
     index = {name: number for number, name in enumerate(names)}
     target = [index[row.label] for row in rows]
     groups = [row.group or str(row.image) for row in rows]
@@ -122,7 +130,7 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
     )
     images, texts = [str(row.image) for row in rows], [row.text for row in rows]
     places = [row.place for row in rows]
-    return _bunch(images, texts, target, names, groups, descr, return_X_y, places=places)
+    return layout, _bunch(images, texts, target, names, groups, descr, False, places=places)
 
 
 def _label_hint(layout: str) -> str:
