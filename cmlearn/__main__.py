@@ -312,12 +312,11 @@ def run_fetch(options: argparse.Namespace) -> None:
 @one_vocabulary_warning()
 def run_train(options: argparse.Namespace) -> None:
     """Train on the pairs in ``options.data`` and write model, report and plots."""
-    from cmlearn._folds import check_folds
     from cmlearn.baseline import (
         check_training_part,
         compare,
         cross_validate,
-        related,
+        split_folds,
         split_pairs,
     )
     from cmlearn.metrics import per_class_report
@@ -329,10 +328,13 @@ def run_train(options: argparse.Namespace) -> None:
     load_word_vectors(options.glove)
     data, labels, groups = load_labelled_pairs(options.data, options.encoding)
     warn_of_similar_names(labels)
-    if options.cv:
-        check_folds(labels, related(groups), options.cv, "give a lower --cv")
     train, test = split_pairs(labels, groups, test_size=options.test_size, seed=options.seed)
-    check_training_part(labels[train], fusion=options.fusion, classifier=options.classifier)
+    parts = [train]
+    if options.cv:
+        folds = split_folds(labels, groups, folds=options.cv, seed=options.seed)
+        parts += [rows for rows, _ in folds]
+    for rows in parts:
+        check_training_part(labels[rows], fusion=options.fusion, classifier=options.classifier)
     X_train, X_test, y_test = data.iloc[train], data.iloc[test], labels[test]
     sizes = {"classes": len(set(labels)), "train": len(train), "test": len(test)}
     print(

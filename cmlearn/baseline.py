@@ -222,7 +222,7 @@ def check_training_part(labels: np.ndarray, *, fusion: str, classifier: str) -> 
     Parameters
     ----------
     labels : ndarray of shape (n,)
-        The class names of the training part.
+        The class names of a training part.
     fusion, classifier : str
         As for `build_models`.
 
@@ -242,7 +242,7 @@ def check_training_part(labels: np.ndarray, *, fusion: str, classifier: str) -> 
     lonely = names[counts < 2].tolist()
     if lonely:
         raise ValueError(
-            f"these classes have a single pair in the training part: {', '.join(lonely[:10])}. "
+            f"these classes have a single pair in a training part: {', '.join(lonely[:10])}. "
             f"{option} holds back a part of the training pairs and needs two of each class. Add "
             f"pairs, take {other}, or remove the class."
         )
@@ -336,6 +336,15 @@ def _accuracy_interval(
     return float(wilson.low), float(wilson.high)
 
 
+def split_folds(
+    labels: np.ndarray, groups: np.ndarray, *, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the row numbers of the training and test part of each fold of `cross_validate`."""
+    check_folds(labels, related(groups), folds, "ask for fewer folds (--cv)")
+    splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(splits.split(np.zeros(len(labels)), labels, groups))
+
+
 def cross_validate(
     models: dict[str, BaseEstimator],
     data: pd.DataFrame,
@@ -360,10 +369,9 @@ def cross_validate(
     ValueError
         If a class has fewer pairs or groups than there are folds.
     """
-    check_folds(labels, related(groups), folds, "ask for fewer folds")
-    splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    splits = split_folds(labels, groups, folds=folds, seed=seed)
     scores = {
-        name: cross_val_score(model, data, labels, groups=groups, cv=splits, error_score="raise")
+        name: cross_val_score(model, data, labels, cv=splits, error_score="raise")
         for name, model in models.items()
     }
     rows = {

@@ -808,8 +808,8 @@ def test_a_class_with_one_member_is_named(own_pairs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--classifier", "mlp"], "single pair in the training part: 3. --classifier mlp holds"),
-        (["--fusion", "late-mean"], "in the training part: 3. --fusion late-mean holds back"),
+        (["--classifier", "mlp"], "single pair in a training part: 3. --classifier mlp holds"),
+        (["--fusion", "late-mean"], "in a training part: 3. --fusion late-mean holds back"),
         ([], None),
         (["--fusion", "late-mean", "--classifier", "logistic"], None),
     ],
@@ -820,6 +820,13 @@ def test_a_class_with_one_training_pair_is_named(own_pairs, tmp_path, capsys, op
     assert train(own_pairs, tmp_path / "model", own_pairs, *options) == (1 if message else 0)
     if message:
         assert message in capsys.readouterr().err
+
+
+def test_a_class_with_one_training_pair_in_a_fold_is_named(own_pairs, tmp_path, capsys):
+    for path in (own_pairs / "images").glob("3_[3-7].png"):
+        path.rename(path.with_name(path.name.replace("3_", "2_9")))
+    assert train(own_pairs, tmp_path / "m", own_pairs, "--classifier", "mlp", "--cv", "2") == 1
+    assert "in a training part: 3. --classifier mlp holds back" in capsys.readouterr().err
 
 
 def test_classes_that_differ_in_case_alone_are_warned_of(pairs, tmp_path, capsys):
@@ -837,7 +844,7 @@ def test_too_small_a_test_part_and_too_many_folds_are_refused(pairs, tmp_path, c
     assert train(pairs, tmp_path / "model", pairs, "--test-size", "0.05") == 1
     assert re.search(r"give 22 for training and 2 for the test.*3 classes", capsys.readouterr().err)
     assert train(pairs, tmp_path / "model", pairs, "--cv", "9") == 1
-    assert "class '1' has 8 rows, fewer than the 9 folds asked for; give a lower --cv" in (
+    assert "class '1' has 8 rows, fewer than the 9 folds asked for; ask for fewer" in (
         capsys.readouterr().err
     )
 
