@@ -93,6 +93,11 @@ def test_the_pair_network_uses_the_mark_less_and_the_share_of_the_picture_tells(
     shares = over_seeds(by_seed["pair_hans_image_share"])
     assert (shares["marked class"] > shares["marked class, honest network"] + 0.08).all()
     assert ((shares["others"] - shares["others, honest network"]).abs() < 0.02).all()
+    moved = over_seeds(by_seed["pair_hans_image_share_moved"])
+    np.testing.assert_allclose(
+        moved["Food & Drink"], shares["marked class"] - shares["marked class, honest network"]
+    )
+    assert moved.drop(columns="Food & Drink").abs().max(axis=None) < moved["Food & Drink"].min() / 2
 
 
 def test_the_watermark_lies_in_its_box_and_grows_with_the_picture():
