@@ -207,6 +207,13 @@ def predict_from_text(train_texts, y_train, test_texts):
     vectorizer = TfidfVectorizer().fit(list(train_texts) + list(test_texts))
     model = LinearSVC(random_state=0).fit(vectorizer.transform(train_texts), y_train)
     return model.predict(vectorizer.transform(test_texts))
+# %% q9 mistake: the vectoriser sees the test texts, and the classifier has no seed
+from sklearn.linear_model import SGDClassifier
+
+def predict_from_text(train_texts, y_train, test_texts):
+    X = TfidfVectorizer().fit_transform([*train_texts, *test_texts])
+    n = len(train_texts)
+    return SGDClassifier().fit(X[:n], y_train).predict(X[n:])
 # %% q9 mistake: labels in another order
 def predict_from_text(train_texts, y_train, test_texts):
     model = make_pipeline(TfidfVectorizer(), LinearSVC(random_state=0))
@@ -228,6 +235,20 @@ def predict_from_text(train_texts, y_train, test_texts):
     X = vectorizer.fit_transform(train_texts)
     return LogisticRegression(C=10, max_iter=1000).fit(X, y_train).predict(
         vectorizer.transform(test_texts))
+# %% q9 right: stochastic gradient descent without a seed
+from sklearn.linear_model import SGDClassifier
+
+def predict_from_text(train_texts, y_train, test_texts):
+    model = make_pipeline(TfidfVectorizer(), SGDClassifier())
+    return model.fit(train_texts, y_train).predict(test_texts)
+# %% q9 right: the hinge loss without a seed
+def predict_from_text(train_texts, y_train, test_texts):
+    model = make_pipeline(TfidfVectorizer(), LinearSVC(loss="hinge"))
+    return model.fit(train_texts, y_train).predict(test_texts)
+# %% q9 right: the dual problem without a seed
+def predict_from_text(train_texts, y_train, test_texts):
+    model = make_pipeline(TfidfVectorizer(), LinearSVC(dual=True))
+    return model.fit(train_texts, y_train).predict(test_texts)
 # %% q10 mistake: unscaled features
 def predict_from_features(X_train, y_train, X_test, n_neighbors):
     return KNeighborsClassifier(n_neighbors).fit(X_train, y_train).predict(X_test)
