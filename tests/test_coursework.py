@@ -26,6 +26,7 @@ from cmlearn.coursework.grade import (
     Grade,
     Submission,
     _csv,
+    _write_all,
     feedback_page,
     find_submissions,
     grade,
@@ -567,6 +568,39 @@ def test_grades_that_there_are_survive_an_interruption(built, tmp_path, monkeypa
     monkeypatch.undo()
     assert len(grade_folder(place, out, built, limits=LIMITS, jobs=1)) == 3
     assert not (out / "grades-partial.csv").exists()
+
+
+def test_points_by_hand_are_kept_and_pages_of_an_earlier_call_go(tmp_path, capsys):
+    def write(*names):
+        _write_all([Grade(name, "toy", "graded") for name in names], tmp_path, tmp_path / "built")
+        return (tmp_path / "grades.csv").read_bytes()
+
+    def kept():
+        return sorted(path.read_bytes() for path in tmp_path.glob("grades-*.csv"))
+
+    first = write("ann", "bob")
+    assert write("ann", "bob") == first and kept() == [] and capsys.readouterr().out == ""
+    by_hand = first + b"7 points for q12"
+    for number in (1, 2):  # two of one second are two files
+        (tmp_path / "grades.csv").write_bytes(by_hand + b"!" * number)
+        os.utime(tmp_path / "grades.csv", (0, 0))
+        write("eve")
+        assert "is now grades-19" in capsys.readouterr().out
+    assert kept() == [by_hand + b"!", by_hand + b"!!"]
+    for kind in ("feedback", "gradescope"):
+        assert [path.stem for path in (tmp_path / kind).iterdir()] == ["eve"]
+
+
+def test_each_folder_of_submissions_has_its_own_place_for_grades(tmp_path, monkeypatch):
+    places = []
+    monkeypatch.setattr(
+        "cmlearn.coursework.grade.grade_folder", lambda _, out, *a, **k: places.append(out) or []
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "week 2").mkdir()
+    for arguments in (["week 2"], ["week 2/"], ["in", "--out", "here"]):
+        assert main(arguments) == 0
+    assert places == [Path("_build/grades/week 2")] * 2 + [Path("here")]
 
 
 @pytest.mark.parametrize(

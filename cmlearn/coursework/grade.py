@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import zipfile
@@ -304,7 +306,8 @@ def grade_folder(
     folder : path
         The submissions.
     out : path
-        Where ``grades.csv``, ``leaderboard.csv``, ``gradescope/`` and ``feedback/`` go.
+        Where ``grades.csv``, ``leaderboard.csv``, ``gradescope/`` and ``feedback/`` go. A
+        ``grades.csv`` with other content is renamed after its time, and the rest is written anew.
     built : path
         What `cmlearn.coursework.build` made.
     limits : Limits, optional
@@ -395,13 +398,29 @@ def _all_tests(built: Path) -> dict[str, dict[str, str]]:
 
 
 def _write_grades(path: Path, grades: list[Grade], built: Path) -> None:
+    content = _printable(_grades_csv(grades, built)).encode("utf-8-sig")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_printable(_grades_csv(grades, built)), "utf-8-sig")
+    if path.is_file() and path.read_bytes() != content:
+        kept = _put_aside(path)
+        print(f"{path} of an earlier call, which may hold points by hand, is now {kept.name}")
+    path.write_bytes(content)
+
+
+def _put_aside(path: Path) -> Path:
+    """Rename a file after the time at which it was written; no other file is overwritten."""
+    written = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+    stem = f"{path.stem}-{written}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    free = (path.with_name(name + path.suffix) for name in names)
+    return path.rename(next(place for place in free if not place.exists()))
 
 
 def _write_all(grades: list[Grade], out: Path, built: Path) -> None:
     _write_grades(out / "grades.csv", grades, built)
     (out / "leaderboard.csv").write_text(_printable(_leaderboard_csv(grades)), "utf-8-sig")
+    for kind in ("feedback", "gradescope"):  # no page of an earlier call stays among the new ones
+        if (out / kind).exists():
+            shutil.rmtree(out / kind)
     for made in grades:
         for kind, ending, content in (
             ("feedback", "html", feedback_page(made)),
@@ -524,7 +543,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Grade from the command line; return 0 when every submission was graded, else 1."""
     parser = argparse.ArgumentParser(prog="python -m cmlearn.coursework.grade", description=__doc__)
     parser.add_argument("submissions", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("_build/grades"))
+    parser.add_argument(
+        "--out", type=Path, help="by default _build/grades and the name of the submissions' folder"
+    )
     parser.add_argument("--built", type=Path, default=Path("_build/assignments"))
     parser.add_argument("--assignment", help="for notebooks that do not say which one they are")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
@@ -537,9 +558,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     limits = Limits(seconds=chosen.seconds, memory=chosen.memory)
+    out = chosen.out or Path("_build/grades") / chosen.submissions.resolve().name
     try:
         grades = grade_folder(
-            chosen.submissions, chosen.out, chosen.built, limits=limits, jobs=chosen.jobs,
+            chosen.submissions, out, chosen.built, limits=limits, jobs=chosen.jobs,
             isolated=not chosen.not_isolated, assignment=chosen.assignment,
         )  # fmt: skip
     except SandboxError as error:
@@ -552,7 +574,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{len(grades)} submissions; {chosen.out / 'grades.csv'}")
+    print(f"{len(grades)} submissions; {out / 'grades.csv'}")
     return int(any(made.status != "graded" for made in grades))
 
 
