@@ -10,8 +10,12 @@ import sys
 import threading
 import types
 import zipfile
+from decimal import Decimal
+from fractions import Fraction
+from http import HTTPStatus
 from pathlib import Path
 
+import keras
 import nbformat
 import numpy as np
 import pandas as pd
@@ -201,6 +205,46 @@ def test_what_has_no_plain_form_stays_where_it_is():
     ]  # fmt: skip
 
 
+class Tensor:
+    """What a library's tensor says of itself."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        if self.value is None:
+            raise RuntimeError("it has no numbers yet")
+        return np.array(self.value, dtype)
+
+
+class Model(Tensor):
+    def fit(self):
+        """Make it an estimator."""
+
+
+def test_tensors_and_numbers_of_other_kinds_travel_as_their_values():
+    def around(value):
+        return _messages.decode(json.loads(json.dumps(_messages.encode(value, None))), None)
+
+    for value, plain in (
+        (Tensor([[1, 2.5]]), np.array([[1, 2.5]])),
+        (np.ma.masked_array([1, 2]), np.array([1, 2])),
+        (keras.ops.softmax(np.zeros((1, 2), np.float32)), np.full((1, 2), 0.5, np.float32)),
+    ):
+        back = around([value])[0]
+        assert type(back) is np.ndarray and back.dtype == plain.dtype
+        assert np.array_equal(back, plain)
+    numbers = [Tensor(0.5), Decimal("0.5"), Fraction(1, 2), keras.ops.convert_to_tensor(0.5)]
+    assert [value - 0.5 for value in around(numbers)] == [0, 0, 0, 0]
+    status = around(HTTPStatus.OK)
+    assert status == 200 and type(status) is int
+
+
+@pytest.mark.parametrize("value", [Tensor, Model(1), Tensor(None), Tensor([print]), 1j])
+def test_what_is_no_tensor_of_numbers_stays_where_it_is(value):
+    assert _messages.encode(value, lambda value: 4)["of"] == 4
+
+
 def test_no_array_of_objects_is_read_since_it_could_hold_code():
     buffer = io.BytesIO()
     np.save(buffer, np.array([print], dtype=object), allow_pickle=True)
@@ -383,6 +427,14 @@ def test_a_score_that_was_forged_is_not_believed(attack):
 def test_an_object_that_equals_everything_equals_nothing_here():
     class_ = "class All:\n    def __eq__(self, o): return True\n    def __bool__(self): return True"
     assert graded(class_, total="total = All()").results["q2"].score == 0
+
+
+@isolated
+def test_a_right_answer_counts_whatever_kind_of_number_it_is():
+    double = "import keras\ndef double(x):\n    return keras.ops.multiply(2, x)"
+    total = "from fractions import Fraction\ntotal = Fraction(12, 2)"
+    made = graded(double=double, total=total, limits=Limits(seconds=120))
+    assert made.score == 5, made
 
 
 @isolated
