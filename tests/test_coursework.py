@@ -531,6 +531,47 @@ def test_a_folder_becomes_a_table_and_pages(course, built, tmp_path):
     assert board[0] == "assignment,measure,value,submission" and len(board) == 4
 
 
+def test_a_notebook_that_an_editor_marked_as_utf_8_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "marked.ipynb").write_text(nbformat.writes(of_pairs("x = 1")), "utf-8-sig")
+    Checks("1-pairs").save_submission()
+    for found in find_submissions(tmp_path):
+        assert found.problem is None and found.assignment == "1-pairs"
+
+
+def test_what_jupyter_keeps_for_itself_in_a_zip_file_is_no_second_notebook(tmp_path):
+    text = nbformat.writes(notebook())
+    with zipfile.ZipFile(tmp_path / "ann.zip", "w") as archive:
+        archive.writestr("./hw/toy.ipynb", text)
+        archive.writestr("hw/.ipynb_checkpoints/toy-checkpoint.ipynb", text)
+    assert [found.problem for found in find_submissions(tmp_path)] == [None]
+
+
+def test_the_cell_that_loads_the_checks_says_which_assignment_it_is(tmp_path):
+    made = notebook()
+    made.metadata["cmlearn"]["assignment"] = "1-pairs"
+    nbformat.write(made, tmp_path / "copied.ipynb")
+    nbformat.write(notebook(), tmp_path / "usual.ipynb")
+    copied, usual = find_submissions(tmp_path)
+    assert (copied.assignment, usual.assignment, usual.notes) == ("toy", "toy", [])
+    assert "made for assignment 1-pairs" in copied.notes[0] and "as toy" in copied.notes[0]
+    assert grade(copied, {}, limits=LIMITS, isolated=False).notes == copied.notes
+
+
+def test_a_long_name_has_a_page_and_one_that_cannot_be_written_costs_no_other_its_page(
+    tmp_path, capsys
+):
+    long = "\\udcd5" * 70
+    names = [long + "a", long + "b", "c" * 100, "x" * 101 + "/y", "in/the/way", "in", "in.html/z"]
+    _write_all([Grade(name, "toy", "graded") for name in names], tmp_path, tmp_path)
+    for kind, ending, number in (("feedback", "html", 6), ("gradescope", "json", 6)):
+        pages = list((tmp_path / kind).rglob(f"*.{ending}"))
+        assert len([page for page in pages if page.is_file()]) == number
+        assert all(len(part.encode()) <= 120 for page in pages for part in page.parts)
+    assert (tmp_path / "feedback" / f"{'c' * 100}.html").is_file()
+    assert capsys.readouterr().out.startswith("No page could be written for in.html/z: ")
+
+
 def damaged(path, method=None):
     """Write a zip file whose content is damaged, or compressed by a method that Python lacks."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -693,6 +734,9 @@ def test_two_files_of_one_name_are_two_submissions(tmp_path):
         archive.writestr("ann.ipynb", text)
     found = [submission.name for submission in find_submissions(tmp_path)]
     assert found == ["ann.ipynb", "ann.zip", "bob"]
+    (tmp_path / "ann.ipynb.ipynb").write_text(text)
+    found = [submission.name for submission in find_submissions(tmp_path)]
+    assert found == ["ann.ipynb", "ann.ipynb.ipynb", "ann.zip", "bob"]
 
 
 def test_feedback_shows_what_a_student_wrote_as_text():

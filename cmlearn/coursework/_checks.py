@@ -188,7 +188,7 @@ class Checks:
             name, saved = f"{self.assignment}.ipynb", "as it is open now"
         else:
             path = self._only_notebook() if notebook is None else Path(notebook)
-            content, name = path.read_text("utf-8"), path.name
+            content, name = path.read_text("utf-8-sig"), path.name
             age = time.time() - path.stat().st_mtime
             saved = f"as it was saved {age:.0f} s ago; if you changed it since, save and run again"
         if not any(map(self._names, _sources(content))):
@@ -208,7 +208,7 @@ class Checks:
         found = []
         for path in sorted(Path.cwd().glob("*.ipynb")):
             try:
-                sources = _sources(path.read_text("utf-8"))
+                sources = _sources(path.read_text("utf-8-sig"))
             except Exception:  # another file that only looks like a notebook is not our concern
                 continue
             if any(map(self._names, sources)):

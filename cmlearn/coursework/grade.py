@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -20,7 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import nbformat
@@ -47,6 +48,7 @@ from cmlearn.coursework.sandbox import (
 __all__ = ["Grade", "Submission", "find_submissions", "grade", "grade_folder", "main"]
 
 LARGEST = 32 * 2**20  # bytes of a notebook
+LONGEST_PART = 100  # bytes of a part of a page's path, before the hash and the ending
 
 
 @dataclass
@@ -63,12 +65,15 @@ class Submission:
         Which one it belongs to, where it says so.
     problem : str or None
         Why it cannot be graded.
+    notes : list of str
+        What whoever grades should know.
     """
 
     name: str
     cells: list[str] = field(default_factory=list)
     assignment: str | None = None
     problem: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -129,10 +134,11 @@ def find_submissions(folder: Path) -> Iterator[Submission]:
         One a file; other files, and what begins with a dot, are left alone.
     """
     paths = [path for path in sorted(folder.rglob("*")) if _is_handed_in(path, folder)]
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
-    for path, name in zip(paths, names, strict=True):
-        if names.count(name) > 1:  # a notebook and a zip file: one page of feedback each
-            name = path.relative_to(folder).as_posix()
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    short = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    for path, name, brief in zip(paths, names, short, strict=True):
+        if short.count(brief) == 1 and brief not in names:  # else each has its ending, and a page
+            name = brief
         name = _printable(name)
         if path.is_symlink() or not path.is_file():
             yield Submission(name, problem="is a link or no plain file, and was not followed")
@@ -149,14 +155,17 @@ def _printable(text: str) -> str:
 
 
 def _is_handed_in(path: Path, folder: Path) -> bool:
-    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in (".ipynb", ".zip") and not is_hidden
+    return path.suffix.lower() in (".ipynb", ".zip") and not _is_hidden(path.relative_to(folder))
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.parts)
 
 
 def _read(name: str, path: Path) -> Submission:
     content = _unzipped(path) if path.suffix.lower() == ".zip" else _plain(path)
     try:
-        notebook = nbformat.reads(content.decode("utf-8"), as_version=4)
+        notebook = nbformat.reads(content.decode("utf-8-sig"), as_version=4)
         cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         if not all(isinstance(cell, str) for cell in cells):
             raise TypeError("the source of a cell is no text")
@@ -164,8 +173,15 @@ def _read(name: str, path: Path) -> Submission:
         raise ValueError(f"it is not a notebook ({type(error).__name__}: {error})") from None
     named = notebook.metadata.get("cmlearn", {})
     said = named.get("assignment") if isinstance(named, dict) else None
+    said = said if isinstance(said, str) else None
     loaded = next(filter(None, map(assignment_named_in, cells)), None)
-    return Submission(name, cells, said if isinstance(said, str) else loaded)
+    made = Submission(name, cells, loaded or said)  # the cell is what the student sees
+    if loaded and said and loaded != said:
+        made.notes.append(
+            f"The notebook was made for assignment {said}, and its first cells load the checks of "
+            f"{loaded}: it was graded as {loaded}."
+        )
+    return made
 
 
 def _refuse_large(size: int) -> None:
@@ -183,8 +199,7 @@ def _unzipped(path: Path) -> bytes:
         held = [
             info
             for info in archive.infolist()
-            if info.filename.lower().endswith(".ipynb")
-            and not Path(info.filename).name.startswith(".")
+            if info.filename.lower().endswith(".ipynb") and not _is_hidden(PurePath(info.filename))
         ]
         if len(held) != 1:
             raise ValueError(f"the zip file holds {len(held)} notebooks, and one is wanted")
@@ -234,7 +249,9 @@ def grade(
         When it is to be isolated and cannot be.
     """
     started = time.monotonic()
-    made = Grade(submission.name, submission.assignment or "", "graded")
+    made = Grade(
+        submission.name, submission.assignment or "", "graded", notes=list(submission.notes)
+    )
     for question, source in tests.items():
         possible = sum(case.points for case in load_cases(source)[1])
         made.results[question] = CheckResult(question, 0.0, possible, ["It was not reached."])
@@ -352,7 +369,8 @@ def grade_folder(
                 else f"does not say which assignment it belongs to; there are {known}"
             )
         if submission.problem is not None:
-            return Grade(submission.name, submission.assignment or "", submission.problem)
+            return Grade(submission.name, submission.assignment or "", submission.problem,
+                         notes=submission.notes)  # fmt: skip
         cache = built / submission.assignment / "cache"
         try:
             return grade(submission, tests[submission.assignment], limits=limits,
@@ -422,13 +440,30 @@ def _write_all(grades: list[Grade], out: Path, built: Path) -> None:
         if (out / kind).exists():
             shutil.rmtree(out / kind)
     for made in grades:
-        for kind, ending, content in (
-            ("feedback", "html", feedback_page(made)),
-            ("gradescope", "json", json.dumps(_gradescope(made), indent=1)),
-        ):
-            path = out / kind / f"{made.submission}.{ending}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_printable(content), "utf-8")
+        try:
+            _write_pages(made, out)
+        except OSError as error:  # a name that the disk refuses must not cost the others theirs
+            print(_printable(f"No page could be written for {made.submission}: {error}"))
+
+
+def _write_pages(made: Grade, out: Path) -> None:
+    name = "/".join(map(_short, made.submission.split("/")))
+    for kind, ending, content in (
+        ("feedback", "html", feedback_page(made)),
+        ("gradescope", "json", json.dumps(_gradescope(made), indent=1)),
+    ):
+        path = out / kind / f"{name}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_printable(content), "utf-8")
+
+
+def _short(part: str) -> str:
+    """Return a part of a path; what is too long for a disk is cut, and told apart by its hash."""
+    written = part.encode()
+    if len(written) <= LONGEST_PART:
+        return part
+    cut = written[:LONGEST_PART].decode("utf-8", "ignore")
+    return f"{cut}-{hashlib.sha256(written).hexdigest()[:10]}"
 
 
 def _grades_csv(grades: list[Grade], built: Path) -> str:
