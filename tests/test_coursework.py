@@ -531,6 +531,33 @@ def test_a_folder_becomes_a_table_and_pages(course, built, tmp_path):
     assert board[0] == "assignment,measure,value,submission" and len(board) == 4
 
 
+@isolated
+def test_bonus_and_questions_for_a_person_are_named_and_no_part_of_what_is_possible(
+    built, tmp_path, capsys
+):
+    (built / "toy" / "instructor" / "bonus.json").write_text(json.dumps(["q2"]))
+    (built / "toy" / "instructor" / "by_hand.json").write_text(json.dumps({"q3": 4, "q10": 1}))
+    place, out = tmp_path / "in", tmp_path / "out"
+    place.mkdir()
+    nbformat.write(notebook(), place / "ann.ipynb")
+    nbformat.write(notebook(total="total = 0"), place / "bob.ipynb")
+    (place / "broken.ipynb").write_text("{")
+    grade_folder(place, out, built, limits=LIMITS)
+    with (out / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = {row["submission"]: row for row in csv.DictReader(file)}
+    sums = [[rows[name][c] for c in ("score", "possible", "bonus")] for name in ("ann", "bob")]
+    assert sums == [["5", "2", "3"], ["2", "2", "0"]]
+    assert "ann: 5/2 (bonus 3) graded\nbob: 2/2 graded" in capsys.readouterr().out
+    scope = json.loads((out / "gradescope" / "ann.json").read_text("utf-8"))
+    assert [(t["score"], t["max_score"]) for t in scope["tests"]] == [(2, 2), (3, 0)]
+    page = " ".join((out / "feedback" / "ann.html").read_text("utf-8").split())
+    assert "5</b> of 2 points for what tests can grade, bonus 3 included." in page
+    assert "3 of 3 (bonus)" in page and "2 of 2</td>" in page
+    assert page.index("read by a person, 4 points") < page.index("read by a person, 1 point<")
+    assert "bonus" not in (out / "feedback" / "bob.html").read_text("utf-8").split("<table>")[0]
+    assert "<table>" not in (out / "feedback" / "broken.html").read_text("utf-8")
+
+
 def test_a_notebook_that_an_editor_marked_as_utf_8_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "marked.ipynb").write_text(nbformat.writes(of_pairs("x = 1")), "utf-8-sig")
@@ -563,7 +590,7 @@ def test_a_long_name_has_a_page_and_one_that_cannot_be_written_costs_no_other_it
 ):
     long = "\\udcd5" * 70
     names = [long + "a", long + "b", "c" * 100, "x" * 101 + "/y", "in/the/way", "in", "in.html/z"]
-    _write_all([Grade(name, "toy", "graded") for name in names], tmp_path, tmp_path)
+    _write_all([Grade(name, "toy", "graded") for name in names], tmp_path)
     for kind, ending, number in (("feedback", "html", 6), ("gradescope", "json", 6)):
         pages = list((tmp_path / kind).rglob(f"*.{ending}"))
         assert len([page for page in pages if page.is_file()]) == number
@@ -665,7 +692,7 @@ def test_grades_that_there_are_survive_an_interruption(built, tmp_path, monkeypa
 
 def test_points_by_hand_are_kept_and_pages_of_an_earlier_call_go(tmp_path, capsys):
     def write(*names):
-        _write_all([Grade(name, "toy", "graded") for name in names], tmp_path, tmp_path / "built")
+        _write_all([Grade(name, "toy", "graded") for name in names], tmp_path)
         return (tmp_path / "grades.csv").read_bytes()
 
     def kept():

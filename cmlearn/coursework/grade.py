@@ -96,6 +96,10 @@ class Grade:
         What whoever grades should know.
     seconds : float
         On the clock.
+    by_hand : dict of str to float
+        The points of the questions that a person grades.
+    bonus : list of str
+        The questions that full marks do not need.
     """
 
     submission: str
@@ -105,16 +109,28 @@ class Grade:
     errors: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    by_hand: dict[str, float] = field(default_factory=dict)
+    bonus: list[str] = field(default_factory=list)
 
     @property
     def score(self) -> float:
-        """Points of all questions that are graded by tests."""
+        """Points of all questions that are graded by tests, the bonus included."""
         return sum(result.score for result in self.results.values())
 
     @property
+    def bonus_score(self) -> float:
+        """Points of the bonus questions."""
+        return sum(result.score for q, result in self.results.items() if q in self.bonus)
+
+    @property
     def possible(self) -> float:
-        """Points that tests can give."""
-        return sum(result.possible for result in self.results.values())
+        """Points that tests can give, without the bonus."""
+        return sum(result.possible for q, result in self.results.items() if q not in self.bonus)
+
+    @property
+    def questions(self) -> list[str]:
+        """All questions, those that a person grades among them, in order."""
+        return sorted({**self.results, **self.by_hand}, key=by_number)
 
 
 # What was handed in
@@ -355,7 +371,7 @@ def grade_folder(
             raise ValueError(
                 f"{place} lies in {bound}, which every submission can read. Move it elsewhere."
             )
-    tests = _all_tests(built)
+    tests, by_hand, bonus = _all_tests(built), _facts(built, "by_hand"), _facts(built, "bonus")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder.")
 
@@ -385,16 +401,21 @@ def grade_folder(
     try:
         with ThreadPoolExecutor(jobs) as pool:
             for made in pool.map(one, find_submissions(folder)):
+                made.by_hand = by_hand.get(made.assignment, {})
+                made.bonus = bonus.get(made.assignment, [])
                 grades.append(made)
-                print(
-                    f"{made.submission}: {made.score:g}/{made.possible:g} {made.status}", flush=True
-                )
+                print(_in_short(made), flush=True)
     except BaseException:
         if grades:  # whoever interrupts keeps what has been graded, and what an earlier call wrote
-            _write_grades(out / "grades-partial.csv", grades, built)
+            _write_grades(out / "grades-partial.csv", grades)
         raise
-    _write_all(grades, out, built)
+    _write_all(grades, out)
     return grades
+
+
+def _in_short(made: Grade) -> str:
+    bonus = f" (bonus {made.bonus_score:g})" if made.bonus_score else ""
+    return f"{made.submission}: {made.score:g}/{made.possible:g}{bonus} {made.status}"
 
 
 def _try_out(limits: Limits, isolated: bool) -> None:
@@ -415,8 +436,14 @@ def _all_tests(built: Path) -> dict[str, dict[str, str]]:
     return tests
 
 
-def _write_grades(path: Path, grades: list[Grade], built: Path) -> None:
-    content = _printable(_grades_csv(grades, built)).encode("utf-8-sig")
+def _facts(built: Path, kind: str) -> dict[str, Any]:
+    """Return what the build wrote down of each assignment beside its tests."""
+    paths = built.glob(f"*/instructor/{kind}.json")
+    return {path.parent.parent.name: json.loads(path.read_text("utf-8")) for path in paths}
+
+
+def _write_grades(path: Path, grades: list[Grade]) -> None:
+    content = _printable(_grades_csv(grades)).encode("utf-8-sig")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.read_bytes() != content:
         kept = _put_aside(path)
@@ -433,8 +460,8 @@ def _put_aside(path: Path) -> Path:
     return path.rename(next(place for place in free if not place.exists()))
 
 
-def _write_all(grades: list[Grade], out: Path, built: Path) -> None:
-    _write_grades(out / "grades.csv", grades, built)
+def _write_all(grades: list[Grade], out: Path) -> None:
+    _write_grades(out / "grades.csv", grades)
     (out / "leaderboard.csv").write_text(_printable(_leaderboard_csv(grades)), "utf-8-sig")
     for kind in ("feedback", "gradescope"):  # no page of an earlier call stays among the new ones
         if (out / kind).exists():
@@ -466,20 +493,15 @@ def _short(part: str) -> str:
     return f"{cut}-{hashlib.sha256(written).hexdigest()[:10]}"
 
 
-def _grades_csv(grades: list[Grade], built: Path) -> str:
+def _grades_csv(grades: list[Grade]) -> str:
     """Return a row a submission; columns of questions that a person grades are left empty."""
-    by_hand = {
-        path.parent.parent.name: json.loads(path.read_text("utf-8"))
-        for path in built.glob("*/instructor/by_hand.json")
-    }
-    names = {q for made in grades for q in [*made.results, *by_hand.get(made.assignment, {})]}
-    questions = sorted(names, key=by_number)
-    rows = [["submission", "assignment", "status", "score", "possible", "by_hand", *questions]]
+    questions = sorted({q for made in grades for q in made.questions}, key=by_number)
+    head = ["submission", "assignment", "status", "score", "possible", "bonus", "by_hand"]
+    rows = [[*head, *questions]]
     for made in grades:
         points = {q: f"{r.score:g}" for q, r in made.results.items()}
-        waiting = sum(by_hand.get(made.assignment, {}).values())
-        rows.append([made.submission, made.assignment, made.status, f"{made.score:g}",
-                     f"{made.possible:g}", f"{waiting:g}",
+        sums = (made.score, made.possible, made.bonus_score, sum(made.by_hand.values()))
+        rows.append([made.submission, made.assignment, made.status, *(f"{n:g}" for n in sums),
                      *(points.get(q, "") for q in questions)])  # fmt: skip
     return _csv(rows)
 
@@ -518,7 +540,7 @@ def _gradescope(made: Grade) -> dict[str, Any]:
             {
                 "name": question,
                 "score": result.score,
-                "max_score": result.possible,
+                "max_score": 0 if question in made.bonus else result.possible,
                 "output": "\n".join(result.messages) or "all tests passed",
             }
             for question, result in made.results.items()
@@ -540,15 +562,20 @@ PAGE = """\
 </style>
 <h1>{{ made.submission }}</h1>
 <p>Assignment {{ made.assignment or "unknown" }}: <b>{{ "%g"|format(made.score) }}</b> of
-{{ "%g"|format(made.possible) }} points for what tests can grade.</p>
+{{ "%g"|format(made.possible) }} points for what tests can grade
+{%- if made.bonus_score %}, bonus {{ "%g"|format(made.bonus_score) }} included{% endif %}.</p>
 {% if made.status != "graded" %}<p><b>{{ made.status }}</b></p>{% endif %}
 {% for note in made.notes %}<p>{{ note }}</p>{% endfor %}
-<table><tr><th>Question</th><th>Points</th><th>What the tests found</th></tr>
-{% for question, result in made.results.items() %}<tr><td>{{ question }}</td>
-<td>{{ "%g"|format(result.score) }} of {{ "%g"|format(result.possible) }}</td>
+{% if made.results %}<table><tr><th>Question</th><th>Points</th><th>What the tests found</th></tr>
+{% for question in made.questions %}<tr><td>{{ question }}</td>
+{% if question in made.by_hand %}{% set points = made.by_hand[question] %}<td></td>
+<td>read by a person, {{ "%g"|format(points) }} point{{ "s" if points != 1 }}</td></tr>
+{% else %}{% set result = made.results[question] %}
+<td>{{ "%g"|format(result.score) }} of {{ "%g"|format(result.possible) }}
+{%- if question in made.bonus %} (bonus){% endif %}</td>
 <td>{% if result.messages %}<ul>{% for m in result.messages %}<li>{{ m }}</li>{% endfor %}</ul>
 {% else %}all tests passed{% endif %}</td></tr>
-{% endfor %}</table>
+{% endif %}{% endfor %}</table>{% endif %}
 {% if made.errors %}<h2>Cells that raised an error</h2>
 {% for first, trace in made.errors %}<p><code>{{ first }}</code></p><pre>{{ trace }}</pre>
 {% endfor %}{% endif %}
