@@ -72,6 +72,19 @@ def test_what_is_not_done_is_said_so():
     assert "still `...`" in run_checks(TESTS["q2"], {"total": ...}).messages[0]
 
 
+def test_a_function_that_returns_nothing_is_told_so_unless_nothing_is_an_answer():
+    said = run_checks(TESTS["q1"], {"double": lambda x: None}).messages
+    assert len(said) == 1 and said[0].startswith("`double` returned nothing")
+    asked = TESTS["q1"].replace("double(2) == 4", "double(2) is None")
+    assert run_checks(asked, {"double": lambda x: None}).score == 1
+
+
+def test_a_watched_function_can_be_an_argument_of_another(sandbox):
+    sandbox.ask("run", "def one(f): return f(1)\ndef twice(x): return 2 * x")
+    source = TESTS["q2"].replace("total == 6", "one(twice) == 2").replace("(total)", "(one, twice)")
+    assert run_checks(source, sandbox).messages == []
+
+
 def test_an_error_of_the_students_code_is_named_with_its_line():
     namespace = {}
     exec(compile("def double(x):\n    return x['a']", "<cell>", "exec"), namespace)
@@ -293,7 +306,7 @@ def test_errors_arrive_as_pythons_own_kinds(sandbox):
 
 
 def test_a_cell_that_takes_too_long_is_left_and_the_next_one_runs(sandbox):
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="took longer than the 5 s"):
         sandbox.ask("run", "while True: pass")
     sandbox.ask("run", "after = 1")
     assert sandbox["after"] == 1
@@ -359,7 +372,31 @@ def test_a_question_is_tested_with_the_values_at_its_check():
     later = graded("double = None")
     assert later.score == 5
     gone = graded("double = None", checks=("q2",))
-    assert gone.score == 3 and gone.notes == ["no check cell for q1: tested at the end"]
+    assert gone.score == 3 and len(gone.notes) == 1
+    assert "The cells that check q1 are missing" in gone.notes[0] and "Keep these" in gone.notes[0]
+
+
+@isolated
+def test_a_cell_that_is_no_python_is_shown_without_what_is_not_the_students(sandbox):
+    with pytest.raises(SyntaxError) as caught:
+        sandbox.ask("run", "x = 1\ny = = 2")
+    (trace,) = caught.value.__notes__
+    assert "y = = 2" in trace and "line 2" in trace
+    assert "IPython" not in trace and sys.prefix not in trace
+
+
+@isolated
+def test_under_the_grader_an_error_has_its_line_and_an_unwritten_function_its_name():
+    broken = graded(double="def double(x):\n    return x['a']")
+    (first, second) = broken.results["q1"].messages
+    assert first.startswith("TypeError") and second.startswith("IndexError")
+    assert first.endswith("(raised in `double`, line 2)") and second.endswith(
+        "(raised in `double`, line 2)"
+    )
+    stub = graded(double="def double(x):\n    ...")
+    assert stub.results["q1"].messages == [
+        "`double` returned nothing: write your answer there, and hand it back with `return`."
+    ]
 
 
 @isolated

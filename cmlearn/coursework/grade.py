@@ -273,7 +273,11 @@ def grade(
         made.results[question] = CheckResult(question, 0.0, possible, ["It was not reached."])
     steps, gone = _steps(submission.cells, list(tests))
     if gone:
-        made.notes.append(f"no check cell for {', '.join(gone)}: tested at the end")
+        made.notes.append(
+            f"The cells that check {', '.join(gone)} are missing, so that the tests saw what the "
+            "names held at the notebook's end. Keep these cells below your answers: then names "
+            "that you use again do no harm."
+        )
     try:
         with Sandbox(limits or Limits(), cache=cache, isolated=isolated) as sandbox:
             for source, question in steps:
