@@ -22,7 +22,7 @@ help:
 	@echo "make federated-check  the same with Flower"
 	@echo "make colab-check      every notebook with Colab's versions; CMLEARN_DATA/colab holds its list"
 	@echo "make assignments   students' notebooks, solutions and autograders into _build/assignments"
-	@echo "make grade         SUBMISSIONS=folder: grades and feedback into _build/grades"
+	@echo "make grade         SUBMISSIONS=folder: grades and feedback into _build/grades/folder"
 	@echo "make course-check  a course of thirty made-up submissions, graded"
 	@echo "make test-newest   the tests with the newest version of everything"
 	@echo "make newest-check  every notebook with the newest versions, twice: lost half-way, then whole"

@@ -142,6 +142,7 @@ def test_points_and_minutes_are_those_of_the_headings(source, built, tests_of):
     assert {q: float(p) for q, _, p, _ in blocks} == points
     plain = sum(float(p) for _, kind, p, _ in blocks if kind != "Bonus")
     assert f" {plain:g} points" in text.split("```{raw-cell}")[0]
+    assert build.bonus(source) == [q for q, kind, _, _ in blocks if kind == "Bonus"]
     assert 8 <= sum(kind != "Bonus" for _, kind, _, _ in blocks) <= 12
     assert any(kind == "Bonus" for _, kind, _, _ in blocks)
 

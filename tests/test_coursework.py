@@ -10,8 +10,12 @@ import sys
 import threading
 import types
 import zipfile
+from decimal import Decimal
+from fractions import Fraction
+from http import HTTPStatus
 from pathlib import Path
 
+import keras
 import nbformat
 import numpy as np
 import pandas as pd
@@ -26,6 +30,7 @@ from cmlearn.coursework.grade import (
     Grade,
     Submission,
     _csv,
+    _write_all,
     feedback_page,
     find_submissions,
     grade,
@@ -65,6 +70,19 @@ def test_what_is_not_done_is_said_so():
         "`total` is not defined: run the cell that makes it."
     ]
     assert "still `...`" in run_checks(TESTS["q2"], {"total": ...}).messages[0]
+
+
+def test_a_function_that_returns_nothing_is_told_so_unless_nothing_is_an_answer():
+    said = run_checks(TESTS["q1"], {"double": lambda x: None}).messages
+    assert len(said) == 1 and said[0].startswith("`double` returned nothing")
+    asked = TESTS["q1"].replace("double(2) == 4", "double(2) is None")
+    assert run_checks(asked, {"double": lambda x: None}).score == 1
+
+
+def test_a_watched_function_can_be_an_argument_of_another(sandbox):
+    sandbox.ask("run", "def one(f): return f(1)\ndef twice(x): return 2 * x")
+    source = TESTS["q2"].replace("total == 6", "one(twice) == 2").replace("(total)", "(one, twice)")
+    assert run_checks(source, sandbox).messages == []
 
 
 def test_an_error_of_the_students_code_is_named_with_its_line():
@@ -200,6 +218,46 @@ def test_what_has_no_plain_form_stays_where_it_is():
     ]  # fmt: skip
 
 
+class Tensor:
+    """What a library's tensor says of itself."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        if self.value is None:
+            raise RuntimeError("it has no numbers yet")
+        return np.array(self.value, dtype)
+
+
+class Model(Tensor):
+    def fit(self):
+        """Make it an estimator."""
+
+
+def test_tensors_and_numbers_of_other_kinds_travel_as_their_values():
+    def around(value):
+        return _messages.decode(json.loads(json.dumps(_messages.encode(value, None))), None)
+
+    for value, plain in (
+        (Tensor([[1, 2.5]]), np.array([[1, 2.5]])),
+        (np.ma.masked_array([1, 2]), np.array([1, 2])),
+        (keras.ops.softmax(np.zeros((1, 2), np.float32)), np.full((1, 2), 0.5, np.float32)),
+    ):
+        back = around([value])[0]
+        assert type(back) is np.ndarray and back.dtype == plain.dtype
+        assert np.array_equal(back, plain)
+    numbers = [Tensor(0.5), Decimal("0.5"), Fraction(1, 2), keras.ops.convert_to_tensor(0.5)]
+    assert [value - 0.5 for value in around(numbers)] == [0, 0, 0, 0]
+    status = around(HTTPStatus.OK)
+    assert status == 200 and type(status) is int
+
+
+@pytest.mark.parametrize("value", [Tensor, Model(1), Tensor(None), Tensor([print]), 1j])
+def test_what_is_no_tensor_of_numbers_stays_where_it_is(value):
+    assert _messages.encode(value, lambda value: 4)["of"] == 4
+
+
 def test_no_array_of_objects_is_read_since_it_could_hold_code():
     buffer = io.BytesIO()
     np.save(buffer, np.array([print], dtype=object), allow_pickle=True)
@@ -248,7 +306,7 @@ def test_errors_arrive_as_pythons_own_kinds(sandbox):
 
 
 def test_a_cell_that_takes_too_long_is_left_and_the_next_one_runs(sandbox):
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="took longer than the 5 s"):
         sandbox.ask("run", "while True: pass")
     sandbox.ask("run", "after = 1")
     assert sandbox["after"] == 1
@@ -314,7 +372,31 @@ def test_a_question_is_tested_with_the_values_at_its_check():
     later = graded("double = None")
     assert later.score == 5
     gone = graded("double = None", checks=("q2",))
-    assert gone.score == 3 and gone.notes == ["no check cell for q1: tested at the end"]
+    assert gone.score == 3 and len(gone.notes) == 1
+    assert "The cells that check q1 are missing" in gone.notes[0] and "Keep these" in gone.notes[0]
+
+
+@isolated
+def test_a_cell_that_is_no_python_is_shown_without_what_is_not_the_students(sandbox):
+    with pytest.raises(SyntaxError) as caught:
+        sandbox.ask("run", "x = 1\ny = = 2")
+    (trace,) = caught.value.__notes__
+    assert "y = = 2" in trace and "line 2" in trace
+    assert "IPython" not in trace and sys.prefix not in trace
+
+
+@isolated
+def test_under_the_grader_an_error_has_its_line_and_an_unwritten_function_its_name():
+    broken = graded(double="def double(x):\n    return x['a']")
+    (first, second) = broken.results["q1"].messages
+    assert first.startswith("TypeError") and second.startswith("IndexError")
+    assert first.endswith("(raised in `double`, line 2)") and second.endswith(
+        "(raised in `double`, line 2)"
+    )
+    stub = graded(double="def double(x):\n    ...")
+    assert stub.results["q1"].messages == [
+        "`double` returned nothing: write your answer there, and hand it back with `return`."
+    ]
 
 
 @isolated
@@ -382,6 +464,14 @@ def test_a_score_that_was_forged_is_not_believed(attack):
 def test_an_object_that_equals_everything_equals_nothing_here():
     class_ = "class All:\n    def __eq__(self, o): return True\n    def __bool__(self): return True"
     assert graded(class_, total="total = All()").results["q2"].score == 0
+
+
+@isolated
+def test_a_right_answer_counts_whatever_kind_of_number_it_is():
+    double = "import keras\ndef double(x):\n    return keras.ops.multiply(2, x)"
+    total = "from fractions import Fraction\ntotal = Fraction(12, 2)"
+    made = graded(double=double, total=total, limits=Limits(seconds=120))
+    assert made.score == 5, made
 
 
 @isolated
@@ -478,6 +568,74 @@ def test_a_folder_becomes_a_table_and_pages(course, built, tmp_path):
     assert board[0] == "assignment,measure,value,submission" and len(board) == 4
 
 
+@isolated
+def test_bonus_and_questions_for_a_person_are_named_and_no_part_of_what_is_possible(
+    built, tmp_path, capsys
+):
+    (built / "toy" / "instructor" / "bonus.json").write_text(json.dumps(["q2"]))
+    (built / "toy" / "instructor" / "by_hand.json").write_text(json.dumps({"q3": 4, "q10": 1}))
+    place, out = tmp_path / "in", tmp_path / "out"
+    place.mkdir()
+    nbformat.write(notebook(), place / "ann.ipynb")
+    nbformat.write(notebook(total="total = 0"), place / "bob.ipynb")
+    (place / "broken.ipynb").write_text("{")
+    grade_folder(place, out, built, limits=LIMITS)
+    with (out / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = {row["submission"]: row for row in csv.DictReader(file)}
+    sums = [[rows[name][c] for c in ("score", "possible", "bonus")] for name in ("ann", "bob")]
+    assert sums == [["5", "2", "3"], ["2", "2", "0"]]
+    assert "ann: 5/2 (bonus 3) graded\nbob: 2/2 graded" in capsys.readouterr().out
+    scope = json.loads((out / "gradescope" / "ann.json").read_text("utf-8"))
+    assert [(t["score"], t["max_score"]) for t in scope["tests"]] == [(2, 2), (3, 0)]
+    page = " ".join((out / "feedback" / "ann.html").read_text("utf-8").split())
+    assert "5</b> of 2 points for what tests can grade, bonus 3 included." in page
+    assert "3 of 3 (bonus)" in page and "2 of 2</td>" in page
+    assert page.index("read by a person, 4 points") < page.index("read by a person, 1 point<")
+    assert "bonus" not in (out / "feedback" / "bob.html").read_text("utf-8").split("<table>")[0]
+    assert "<table>" not in (out / "feedback" / "broken.html").read_text("utf-8")
+
+
+def test_a_notebook_that_an_editor_marked_as_utf_8_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "marked.ipynb").write_text(nbformat.writes(of_pairs("x = 1")), "utf-8-sig")
+    Checks("1-pairs").save_submission()
+    for found in find_submissions(tmp_path):
+        assert found.problem is None and found.assignment == "1-pairs"
+
+
+def test_what_jupyter_keeps_for_itself_in_a_zip_file_is_no_second_notebook(tmp_path):
+    text = nbformat.writes(notebook())
+    with zipfile.ZipFile(tmp_path / "ann.zip", "w") as archive:
+        archive.writestr("./hw/toy.ipynb", text)
+        archive.writestr("hw/.ipynb_checkpoints/toy-checkpoint.ipynb", text)
+    assert [found.problem for found in find_submissions(tmp_path)] == [None]
+
+
+def test_the_cell_that_loads_the_checks_says_which_assignment_it_is(tmp_path):
+    made = notebook()
+    made.metadata["cmlearn"]["assignment"] = "1-pairs"
+    nbformat.write(made, tmp_path / "copied.ipynb")
+    nbformat.write(notebook(), tmp_path / "usual.ipynb")
+    copied, usual = find_submissions(tmp_path)
+    assert (copied.assignment, usual.assignment, usual.notes) == ("toy", "toy", [])
+    assert "made for assignment 1-pairs" in copied.notes[0] and "as toy" in copied.notes[0]
+    assert grade(copied, {}, limits=LIMITS, isolated=False).notes == copied.notes
+
+
+def test_a_long_name_has_a_page_and_one_that_cannot_be_written_costs_no_other_its_page(
+    tmp_path, capsys
+):
+    long = "\\udcd5" * 70
+    names = [long + "a", long + "b", "c" * 100, "x" * 101 + "/y", "in/the/way", "in", "in.html/z"]
+    _write_all([Grade(name, "toy", "graded") for name in names], tmp_path)
+    for kind, ending, number in (("feedback", "html", 6), ("gradescope", "json", 6)):
+        pages = list((tmp_path / kind).rglob(f"*.{ending}"))
+        assert len([page for page in pages if page.is_file()]) == number
+        assert all(len(part.encode()) <= 120 for page in pages for part in page.parts)
+    assert (tmp_path / "feedback" / f"{'c' * 100}.html").is_file()
+    assert capsys.readouterr().out.startswith("No page could be written for in.html/z: ")
+
+
 def damaged(path, method=None):
     """Write a zip file whose content is damaged, or compressed by a method that Python lacks."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -569,6 +727,39 @@ def test_grades_that_there_are_survive_an_interruption(built, tmp_path, monkeypa
     assert not (out / "grades-partial.csv").exists()
 
 
+def test_points_by_hand_are_kept_and_pages_of_an_earlier_call_go(tmp_path, capsys):
+    def write(*names):
+        _write_all([Grade(name, "toy", "graded") for name in names], tmp_path)
+        return (tmp_path / "grades.csv").read_bytes()
+
+    def kept():
+        return sorted(path.read_bytes() for path in tmp_path.glob("grades-*.csv"))
+
+    first = write("ann", "bob")
+    assert write("ann", "bob") == first and kept() == [] and capsys.readouterr().out == ""
+    by_hand = first + b"7 points for q12"
+    for number in (1, 2):  # two of one second are two files
+        (tmp_path / "grades.csv").write_bytes(by_hand + b"!" * number)
+        os.utime(tmp_path / "grades.csv", (0, 0))
+        write("eve")
+        assert "is now grades-19" in capsys.readouterr().out
+    assert kept() == [by_hand + b"!", by_hand + b"!!"]
+    for kind in ("feedback", "gradescope"):
+        assert [path.stem for path in (tmp_path / kind).iterdir()] == ["eve"]
+
+
+def test_each_folder_of_submissions_has_its_own_place_for_grades(tmp_path, monkeypatch):
+    places = []
+    monkeypatch.setattr(
+        "cmlearn.coursework.grade.grade_folder", lambda _, out, *a, **k: places.append(out) or []
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "week 2").mkdir()
+    for arguments in (["week 2"], ["week 2/"], ["in", "--out", "here"]):
+        assert main(arguments) == 0
+    assert places == [Path("_build/grades/week 2")] * 2 + [Path("here")]
+
+
 @pytest.mark.parametrize(
     ("source", "reports"),
     [
@@ -607,6 +798,9 @@ def test_two_files_of_one_name_are_two_submissions(tmp_path):
         archive.writestr("ann.ipynb", text)
     found = [submission.name for submission in find_submissions(tmp_path)]
     assert found == ["ann.ipynb", "ann.zip", "bob"]
+    (tmp_path / "ann.ipynb.ipynb").write_text(text)
+    found = [submission.name for submission in find_submissions(tmp_path)]
+    assert found == ["ann.ipynb", "ann.ipynb.ipynb", "ann.zip", "bob"]
 
 
 def test_feedback_shows_what_a_student_wrote_as_text():

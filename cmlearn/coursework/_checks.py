@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import inspect
 import json
@@ -188,7 +189,7 @@ class Checks:
             name, saved = f"{self.assignment}.ipynb", "as it is open now"
         else:
             path = self._only_notebook() if notebook is None else Path(notebook)
-            content, name = path.read_text("utf-8"), path.name
+            content, name = path.read_text("utf-8-sig"), path.name
             age = time.time() - path.stat().st_mtime
             saved = f"as it was saved {age:.0f} s ago; if you changed it since, save and run again"
         if not any(map(self._names, _sources(content))):
@@ -208,7 +209,7 @@ class Checks:
         found = []
         for path in sorted(Path.cwd().glob("*.ipynb")):
             try:
-                sources = _sources(path.read_text("utf-8"))
+                sources = _sources(path.read_text("utf-8-sig"))
             except Exception:  # another file that only looks like a notebook is not our concern
                 continue
             if any(map(self._names, sources)):
@@ -323,9 +324,12 @@ def run_checks(source: str, namespace: Mapping[str, Any]) -> CheckResult:
     """
     question, cases = load_cases(source)
     result = CheckResult(question, possible=sum(case.points for case in cases))
+    none_is_an_answer = re.search(r"\bis None\b", source)
     for case in cases:
         try:
             arguments = _arguments(case.function, namespace)
+            if not none_is_an_answer:
+                arguments = {name: _watched(name, value) for name, value in arguments.items()}
             measure = case.function(**arguments)
         except Exception as error:
             message = _explain(error)
@@ -354,6 +358,24 @@ def _arguments(function: Callable, namespace: Mapping[str, Any]) -> dict[str, An
     return arguments
 
 
+def _watched(name: str, value: Any) -> Any:
+    """Return a function that says so when it returns nothing; other values as they are."""
+    if not inspect.isfunction(value) and getattr(value, "_kind", None) != "function":
+        return value
+
+    @functools.wraps(value)
+    def watched(*args, **kwargs):
+        answer = value(*args, **kwargs)
+        if answer is None:
+            raise _NotDone(
+                f"`{name}` returned nothing: write your answer there, and hand it back with "
+                "`return`."
+            )
+        return answer
+
+    return watched
+
+
 def _explain(error: Exception) -> str:
     if isinstance(error, _NotDone):
         return str(error)
@@ -371,4 +393,7 @@ def _where(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.filename.startswith(("<ipython", "<string", "<cell"))
            or re.search(r"ipykernel_\d+", f.filename)]  # fmt: skip
-    return f" (raised in `{own[-1].name}`, line {own[-1].lineno})" if own else ""
+    places = [(frame.lineno, frame.name) for frame in own]
+    for note in getattr(error, "__notes__", []):  # the traceback of a submission's own process
+        places += re.findall(r'File "<ipython[^"]*", line (\d+), in (\S+)', note)
+    return " (raised in `{1}`, line {0})".format(*places[-1]) if places else ""

@@ -32,8 +32,8 @@ def main() -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell.instance(colors="nocolor", history_manager=None)
-    signal.signal(signal.SIGALRM, _stop)
     submission = Submission(shell)
+    signal.signal(signal.SIGALRM, submission.stop)
     while True:
         try:
             request = _messages.receive(requests)
@@ -42,20 +42,24 @@ def main() -> None:
         _messages.send(replies, submission.answer(request))
 
 
-def _stop(signum, frame):
-    raise TimeoutError("took longer than the time that one cell or call may take")
-
-
 class Submission:
     """The namespace of a submission, and the objects that the grader holds a number of."""
 
     def __init__(self, shell):
         self.shell = shell
         self.kept: list[Any] = []
+        self.seconds = 0.0
+
+    def stop(self, signum, frame):
+        """End what takes too long."""
+        raise TimeoutError(
+            f"took longer than the {self.seconds:g} s that one cell or call may take"
+        )
 
     def answer(self, request: dict) -> dict:
         """Do what is asked within its time; every failure is part of the answer."""
-        signal.setitimer(signal.ITIMER_REAL, request["seconds"])
+        self.seconds = request["seconds"]
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
         try:
             return {"value": getattr(self, request["do"])(*request["of"])}
         except BaseException as error:
@@ -116,12 +120,12 @@ def _text(error: BaseException) -> str:
 
 
 def _trace(error: BaseException) -> str:
-    """Return the traceback's lines from the submission's first cell on."""
+    """Return the traceback's lines from the submission's first cell on; those before are ours."""
     try:
         whole = traceback.TracebackException.from_exception(error)
         own = [i for i, f in enumerate(whole.stack) if f.filename.startswith("<ipython")]
-        if own:
-            whole.stack = traceback.StackSummary.from_list(whole.stack[own[0] :])
+        ours = own[0] if own else len(whole.stack)  # a cell that is no Python has none of its own
+        whole.stack = traceback.StackSummary.from_list(whole.stack[ours:])
         return "".join(whole.format(chain=False))[-4000:]
     except Exception:
         return type(error).__name__

@@ -108,8 +108,9 @@ def build(source: Path, out: Path) -> Path:
             cell.id = hashlib.sha256(f"{name} {number} {cell.source}".encode()).hexdigest()[:12]
     nbformat.write(student, target / "student" / f"{name}.ipynb")
     nbformat.write(solution, target / "instructor" / f"{name}-solution.ipynb")
-    for file, content in (("tests.json", tests), ("by_hand.json", by_hand(source))):
-        (target / "instructor" / file).write_text(_as_json(content), "utf-8")
+    facts = {"tests": tests, "by_hand": by_hand(source), "bonus": bonus(source)}
+    for file, content in facts.items():
+        (target / "instructor" / f"{file}.json").write_text(_as_json(content), "utf-8")
     return target
 
 
@@ -151,9 +152,18 @@ def setup_source(source: Path) -> str:
 
 def by_hand(source: Path) -> dict[str, float]:
     """Return the points of the questions that a person grades."""
+    return {c["name"]: float(c["points"]) for c in _configs(source) if c.get("manual") == "true"}
+
+
+def bonus(source: Path) -> list[str]:
+    """Return the questions that full marks do not need."""
+    return [c["name"] for c in _configs(source) if c.get("bonus") == "true"]
+
+
+def _configs(source: Path) -> list[dict[str, str]]:
+    """Return what stands at the begin of each question; otter-grader reads it, save ``bonus``."""
     blocks = re.findall(r"# BEGIN QUESTION\n(.*?)```", source.read_text("utf-8"), re.DOTALL)
-    configs = [dict(re.findall(r"^(\w+): *(.+)$", block, re.MULTILINE)) for block in blocks]
-    return {c["name"]: float(c["points"]) for c in configs if c.get("manual") == "true"}
+    return [dict(re.findall(r"^(\w+): *(.+)$", block, re.MULTILINE)) for block in blocks]
 
 
 def questions_of(notebook: nbformat.NotebookNode) -> list[tuple[str | None, list[str]]]:
@@ -253,7 +263,7 @@ def public_checks(target: Path) -> dict[str, str]:
     return shown
 
 
-def _as_json(content: dict) -> str:
+def _as_json(content: dict | list) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
+import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import nbformat
@@ -45,6 +48,7 @@ from cmlearn.coursework.sandbox import (
 __all__ = ["Grade", "Submission", "find_submissions", "grade", "grade_folder", "main"]
 
 LARGEST = 32 * 2**20  # bytes of a notebook
+LONGEST_PART = 100  # bytes of a part of a page's path, before the hash and the ending
 
 
 @dataclass
@@ -61,12 +65,15 @@ class Submission:
         Which one it belongs to, where it says so.
     problem : str or None
         Why it cannot be graded.
+    notes : list of str
+        What whoever grades should know.
     """
 
     name: str
     cells: list[str] = field(default_factory=list)
     assignment: str | None = None
     problem: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -89,6 +96,10 @@ class Grade:
         What whoever grades should know.
     seconds : float
         On the clock.
+    by_hand : dict of str to float
+        The points of the questions that a person grades.
+    bonus : list of str
+        The questions that full marks do not need.
     """
 
     submission: str
@@ -98,16 +109,28 @@ class Grade:
     errors: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    by_hand: dict[str, float] = field(default_factory=dict)
+    bonus: list[str] = field(default_factory=list)
 
     @property
     def score(self) -> float:
-        """Points of all questions that are graded by tests."""
+        """Points of all questions that are graded by tests, the bonus included."""
         return sum(result.score for result in self.results.values())
 
     @property
+    def bonus_score(self) -> float:
+        """Points of the bonus questions."""
+        return sum(result.score for q, result in self.results.items() if q in self.bonus)
+
+    @property
     def possible(self) -> float:
-        """Points that tests can give."""
-        return sum(result.possible for result in self.results.values())
+        """Points that tests can give, without the bonus."""
+        return sum(result.possible for q, result in self.results.items() if q not in self.bonus)
+
+    @property
+    def questions(self) -> list[str]:
+        """All questions, those that a person grades among them, in order."""
+        return sorted({**self.results, **self.by_hand}, key=by_number)
 
 
 # What was handed in
@@ -127,10 +150,11 @@ def find_submissions(folder: Path) -> Iterator[Submission]:
         One a file; other files, and what begins with a dot, are left alone.
     """
     paths = [path for path in sorted(folder.rglob("*")) if _is_handed_in(path, folder)]
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
-    for path, name in zip(paths, names, strict=True):
-        if names.count(name) > 1:  # a notebook and a zip file: one page of feedback each
-            name = path.relative_to(folder).as_posix()
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    short = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    for path, name, brief in zip(paths, names, short, strict=True):
+        if short.count(brief) == 1 and brief not in names:  # else each has its ending, and a page
+            name = brief
         name = _printable(name)
         if path.is_symlink() or not path.is_file():
             yield Submission(name, problem="is a link or no plain file, and was not followed")
@@ -147,14 +171,17 @@ def _printable(text: str) -> str:
 
 
 def _is_handed_in(path: Path, folder: Path) -> bool:
-    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in (".ipynb", ".zip") and not is_hidden
+    return path.suffix.lower() in (".ipynb", ".zip") and not _is_hidden(path.relative_to(folder))
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.parts)
 
 
 def _read(name: str, path: Path) -> Submission:
     content = _unzipped(path) if path.suffix.lower() == ".zip" else _plain(path)
     try:
-        notebook = nbformat.reads(content.decode("utf-8"), as_version=4)
+        notebook = nbformat.reads(content.decode("utf-8-sig"), as_version=4)
         cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         if not all(isinstance(cell, str) for cell in cells):
             raise TypeError("the source of a cell is no text")
@@ -162,8 +189,15 @@ def _read(name: str, path: Path) -> Submission:
         raise ValueError(f"it is not a notebook ({type(error).__name__}: {error})") from None
     named = notebook.metadata.get("cmlearn", {})
     said = named.get("assignment") if isinstance(named, dict) else None
+    said = said if isinstance(said, str) else None
     loaded = next(filter(None, map(assignment_named_in, cells)), None)
-    return Submission(name, cells, said if isinstance(said, str) else loaded)
+    made = Submission(name, cells, loaded or said)  # the cell is what the student sees
+    if loaded and said and loaded != said:
+        made.notes.append(
+            f"The notebook was made for assignment {said}, and its first cells load the checks of "
+            f"{loaded}: it was graded as {loaded}."
+        )
+    return made
 
 
 def _refuse_large(size: int) -> None:
@@ -181,8 +215,7 @@ def _unzipped(path: Path) -> bytes:
         held = [
             info
             for info in archive.infolist()
-            if info.filename.lower().endswith(".ipynb")
-            and not Path(info.filename).name.startswith(".")
+            if info.filename.lower().endswith(".ipynb") and not _is_hidden(PurePath(info.filename))
         ]
         if len(held) != 1:
             raise ValueError(f"the zip file holds {len(held)} notebooks, and one is wanted")
@@ -232,13 +265,19 @@ def grade(
         When it is to be isolated and cannot be.
     """
     started = time.monotonic()
-    made = Grade(submission.name, submission.assignment or "", "graded")
+    made = Grade(
+        submission.name, submission.assignment or "", "graded", notes=list(submission.notes)
+    )
     for question, source in tests.items():
         possible = sum(case.points for case in load_cases(source)[1])
         made.results[question] = CheckResult(question, 0.0, possible, ["It was not reached."])
     steps, gone = _steps(submission.cells, list(tests))
     if gone:
-        made.notes.append(f"no check cell for {', '.join(gone)}: tested at the end")
+        made.notes.append(
+            f"The cells that check {', '.join(gone)} are missing, so that the tests saw what the "
+            "names held at the notebook's end. Keep these cells below your answers: then names "
+            "that you use again do no harm."
+        )
     try:
         with Sandbox(limits or Limits(), cache=cache, isolated=isolated) as sandbox:
             for source, question in steps:
@@ -304,7 +343,8 @@ def grade_folder(
     folder : path
         The submissions.
     out : path
-        Where ``grades.csv``, ``leaderboard.csv``, ``gradescope/`` and ``feedback/`` go.
+        Where ``grades.csv``, ``leaderboard.csv``, ``gradescope/`` and ``feedback/`` go. A
+        ``grades.csv`` with other content is renamed after its time, and the rest is written anew.
     built : path
         What `cmlearn.coursework.build` made.
     limits : Limits, optional
@@ -335,7 +375,7 @@ def grade_folder(
             raise ValueError(
                 f"{place} lies in {bound}, which every submission can read. Move it elsewhere."
             )
-    tests = _all_tests(built)
+    tests, by_hand, bonus = _all_tests(built), _facts(built, "by_hand"), _facts(built, "bonus")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder.")
 
@@ -349,7 +389,8 @@ def grade_folder(
                 else f"does not say which assignment it belongs to; there are {known}"
             )
         if submission.problem is not None:
-            return Grade(submission.name, submission.assignment or "", submission.problem)
+            return Grade(submission.name, submission.assignment or "", submission.problem,
+                         notes=submission.notes)  # fmt: skip
         cache = built / submission.assignment / "cache"
         try:
             return grade(submission, tests[submission.assignment], limits=limits,
@@ -364,16 +405,21 @@ def grade_folder(
     try:
         with ThreadPoolExecutor(jobs) as pool:
             for made in pool.map(one, find_submissions(folder)):
+                made.by_hand = by_hand.get(made.assignment, {})
+                made.bonus = bonus.get(made.assignment, [])
                 grades.append(made)
-                print(
-                    f"{made.submission}: {made.score:g}/{made.possible:g} {made.status}", flush=True
-                )
+                print(_in_short(made), flush=True)
     except BaseException:
         if grades:  # whoever interrupts keeps what has been graded, and what an earlier call wrote
-            _write_grades(out / "grades-partial.csv", grades, built)
+            _write_grades(out / "grades-partial.csv", grades)
         raise
-    _write_all(grades, out, built)
+    _write_all(grades, out)
     return grades
+
+
+def _in_short(made: Grade) -> str:
+    bonus = f" (bonus {made.bonus_score:g})" if made.bonus_score else ""
+    return f"{made.submission}: {made.score:g}/{made.possible:g}{bonus} {made.status}"
 
 
 def _try_out(limits: Limits, isolated: bool) -> None:
@@ -394,38 +440,72 @@ def _all_tests(built: Path) -> dict[str, dict[str, str]]:
     return tests
 
 
-def _write_grades(path: Path, grades: list[Grade], built: Path) -> None:
+def _facts(built: Path, kind: str) -> dict[str, Any]:
+    """Return what the build wrote down of each assignment beside its tests."""
+    paths = built.glob(f"*/instructor/{kind}.json")
+    return {path.parent.parent.name: json.loads(path.read_text("utf-8")) for path in paths}
+
+
+def _write_grades(path: Path, grades: list[Grade]) -> None:
+    content = _printable(_grades_csv(grades)).encode("utf-8-sig")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_printable(_grades_csv(grades, built)), "utf-8-sig")
+    if path.is_file() and path.read_bytes() != content:
+        kept = _put_aside(path)
+        print(f"{path} of an earlier call, which may hold points by hand, is now {kept.name}")
+    path.write_bytes(content)
 
 
-def _write_all(grades: list[Grade], out: Path, built: Path) -> None:
-    _write_grades(out / "grades.csv", grades, built)
+def _put_aside(path: Path) -> Path:
+    """Rename a file after the time at which it was written; no other file is overwritten."""
+    written = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+    stem = f"{path.stem}-{written}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    free = (path.with_name(name + path.suffix) for name in names)
+    return path.rename(next(place for place in free if not place.exists()))
+
+
+def _write_all(grades: list[Grade], out: Path) -> None:
+    _write_grades(out / "grades.csv", grades)
     (out / "leaderboard.csv").write_text(_printable(_leaderboard_csv(grades)), "utf-8-sig")
+    for kind in ("feedback", "gradescope"):  # no page of an earlier call stays among the new ones
+        if (out / kind).exists():
+            shutil.rmtree(out / kind)
     for made in grades:
-        for kind, ending, content in (
-            ("feedback", "html", feedback_page(made)),
-            ("gradescope", "json", json.dumps(_gradescope(made), indent=1)),
-        ):
-            path = out / kind / f"{made.submission}.{ending}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_printable(content), "utf-8")
+        try:
+            _write_pages(made, out)
+        except OSError as error:  # a name that the disk refuses must not cost the others theirs
+            print(_printable(f"No page could be written for {made.submission}: {error}"))
 
 
-def _grades_csv(grades: list[Grade], built: Path) -> str:
+def _write_pages(made: Grade, out: Path) -> None:
+    name = "/".join(map(_short, made.submission.split("/")))
+    for kind, ending, content in (
+        ("feedback", "html", feedback_page(made)),
+        ("gradescope", "json", json.dumps(_gradescope(made), indent=1)),
+    ):
+        path = out / kind / f"{name}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_printable(content), "utf-8")
+
+
+def _short(part: str) -> str:
+    """Return a part of a path; what is too long for a disk is cut, and told apart by its hash."""
+    written = part.encode()
+    if len(written) <= LONGEST_PART:
+        return part
+    cut = written[:LONGEST_PART].decode("utf-8", "ignore")
+    return f"{cut}-{hashlib.sha256(written).hexdigest()[:10]}"
+
+
+def _grades_csv(grades: list[Grade]) -> str:
     """Return a row a submission; columns of questions that a person grades are left empty."""
-    by_hand = {
-        path.parent.parent.name: json.loads(path.read_text("utf-8"))
-        for path in built.glob("*/instructor/by_hand.json")
-    }
-    names = {q for made in grades for q in [*made.results, *by_hand.get(made.assignment, {})]}
-    questions = sorted(names, key=by_number)
-    rows = [["submission", "assignment", "status", "score", "possible", "by_hand", *questions]]
+    questions = sorted({q for made in grades for q in made.questions}, key=by_number)
+    head = ["submission", "assignment", "status", "score", "possible", "bonus", "by_hand"]
+    rows = [[*head, *questions]]
     for made in grades:
         points = {q: f"{r.score:g}" for q, r in made.results.items()}
-        waiting = sum(by_hand.get(made.assignment, {}).values())
-        rows.append([made.submission, made.assignment, made.status, f"{made.score:g}",
-                     f"{made.possible:g}", f"{waiting:g}",
+        sums = (made.score, made.possible, made.bonus_score, sum(made.by_hand.values()))
+        rows.append([made.submission, made.assignment, made.status, *(f"{n:g}" for n in sums),
                      *(points.get(q, "") for q in questions)])  # fmt: skip
     return _csv(rows)
 
@@ -464,7 +544,7 @@ def _gradescope(made: Grade) -> dict[str, Any]:
             {
                 "name": question,
                 "score": result.score,
-                "max_score": result.possible,
+                "max_score": 0 if question in made.bonus else result.possible,
                 "output": "\n".join(result.messages) or "all tests passed",
             }
             for question, result in made.results.items()
@@ -486,15 +566,20 @@ PAGE = """\
 </style>
 <h1>{{ made.submission }}</h1>
 <p>Assignment {{ made.assignment or "unknown" }}: <b>{{ "%g"|format(made.score) }}</b> of
-{{ "%g"|format(made.possible) }} points for what tests can grade.</p>
+{{ "%g"|format(made.possible) }} points for what tests can grade
+{%- if made.bonus_score %}, bonus {{ "%g"|format(made.bonus_score) }} included{% endif %}.</p>
 {% if made.status != "graded" %}<p><b>{{ made.status }}</b></p>{% endif %}
 {% for note in made.notes %}<p>{{ note }}</p>{% endfor %}
-<table><tr><th>Question</th><th>Points</th><th>What the tests found</th></tr>
-{% for question, result in made.results.items() %}<tr><td>{{ question }}</td>
-<td>{{ "%g"|format(result.score) }} of {{ "%g"|format(result.possible) }}</td>
+{% if made.results %}<table><tr><th>Question</th><th>Points</th><th>What the tests found</th></tr>
+{% for question in made.questions %}<tr><td>{{ question }}</td>
+{% if question in made.by_hand %}{% set points = made.by_hand[question] %}<td></td>
+<td>read by a person, {{ "%g"|format(points) }} point{{ "s" if points != 1 }}</td></tr>
+{% else %}{% set result = made.results[question] %}
+<td>{{ "%g"|format(result.score) }} of {{ "%g"|format(result.possible) }}
+{%- if question in made.bonus %} (bonus){% endif %}</td>
 <td>{% if result.messages %}<ul>{% for m in result.messages %}<li>{{ m }}</li>{% endfor %}</ul>
 {% else %}all tests passed{% endif %}</td></tr>
-{% endfor %}</table>
+{% endif %}{% endfor %}</table>{% endif %}
 {% if made.errors %}<h2>Cells that raised an error</h2>
 {% for first, trace in made.errors %}<p><code>{{ first }}</code></p><pre>{{ trace }}</pre>
 {% endfor %}{% endif %}
@@ -524,7 +609,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Grade from the command line; return 0 when every submission was graded, else 1."""
     parser = argparse.ArgumentParser(prog="python -m cmlearn.coursework.grade", description=__doc__)
     parser.add_argument("submissions", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("_build/grades"))
+    parser.add_argument(
+        "--out", type=Path, help="by default _build/grades and the name of the submissions' folder"
+    )
     parser.add_argument("--built", type=Path, default=Path("_build/assignments"))
     parser.add_argument("--assignment", help="for notebooks that do not say which one they are")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
@@ -537,9 +624,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     limits = Limits(seconds=chosen.seconds, memory=chosen.memory)
+    out = chosen.out or Path("_build/grades") / chosen.submissions.resolve().name
     try:
         grades = grade_folder(
-            chosen.submissions, chosen.out, chosen.built, limits=limits, jobs=chosen.jobs,
+            chosen.submissions, out, chosen.built, limits=limits, jobs=chosen.jobs,
             isolated=not chosen.not_isolated, assignment=chosen.assignment,
         )  # fmt: skip
     except SandboxError as error:
@@ -552,7 +640,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{len(grades)} submissions; {chosen.out / 'grades.csv'}")
+    print(f"{len(grades)} submissions; {out / 'grades.csv'}")
     return int(any(made.status != "graded" for made in grades))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import inspect
 import os
 import resource
 import shutil
@@ -142,6 +143,7 @@ class Remote:
 
 
 def _own_number(value: Any) -> int:
+    value = inspect.unwrap(value)  # a function that the checks watch
     if isinstance(value, Remote):
         return value._number
     raise TypeError(f"A test can pass plain data to a submission, and not {type(value).__name__}.")

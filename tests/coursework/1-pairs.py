@@ -80,6 +80,24 @@ def near_duplicates(pixels, threshold):
     n = len(pixels)
     return [(i, j) for i in range(n) for j in range(n)
             if i != j and np.abs(values[i] - values[j]).mean() <= threshold]
+# %% q4 mistake: the root of the mean square
+def near_duplicates(pixels, threshold):
+    values = pixels.astype(float)
+    n = len(pixels)
+    return [(i, j) for i in range(n) for j in range(i + 1, n)
+            if np.sqrt(((values[i] - values[j]) ** 2).mean()) <= threshold]
+# %% q4 mistake: the largest difference
+def near_duplicates(pixels, threshold):
+    values = pixels.astype(float)
+    n = len(pixels)
+    return [(i, j) for i in range(n) for j in range(i + 1, n)
+            if np.abs(values[i] - values[j]).max() <= threshold]
+# %% q4 mistake: red alone
+def near_duplicates(pixels, threshold):
+    values = pixels.astype(float)[..., 0]
+    n = len(pixels)
+    return [(i, j) for i in range(n) for j in range(i + 1, n)
+            if np.abs(values[i] - values[j]).mean() <= threshold]
 # %% q4 right: distances of scipy
 from scipy.spatial.distance import pdist, squareform
 
@@ -148,6 +166,12 @@ def grouped_split(groups, test_share, random_state):
     rng = np.random.default_rng(random_state)
     is_test = np.isin(groups, rng.permutation(names)[: round(test_share * len(names))])
     return np.flatnonzero(is_test), np.flatnonzero(~is_test)
+# %% q6 mistake: codes that are no numbers
+def grouped_split(groups, test_share, random_state):
+    names = np.flatnonzero(np.bincount(groups))
+    rng = np.random.default_rng(random_state)
+    is_test = np.isin(groups, rng.permutation(names)[: round(test_share * len(names))])
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 # %% q6 right: scikit-learn
 from sklearn.model_selection import GroupShuffleSplit
 
@@ -168,6 +192,9 @@ def majority_accuracy(y_train, y_test):
 # %% q7 mistake: accuracy on the training set
 def majority_accuracy(y_train, y_test):
     return np.unique(y_train, return_counts=True)[1].max() / len(y_train)
+# %% q7 mistake: labels below zero
+def majority_accuracy(y_train, y_test):
+    return np.mean(np.asarray(y_test) == np.bincount(y_train).argmax())
 # %% q7 right: DummyClassifier
 from sklearn.dummy import DummyClassifier
 
@@ -207,6 +234,13 @@ def predict_from_text(train_texts, y_train, test_texts):
     vectorizer = TfidfVectorizer().fit(list(train_texts) + list(test_texts))
     model = LinearSVC(random_state=0).fit(vectorizer.transform(train_texts), y_train)
     return model.predict(vectorizer.transform(test_texts))
+# %% q9 mistake: the vectoriser sees the test texts, and the classifier has no seed
+from sklearn.linear_model import SGDClassifier
+
+def predict_from_text(train_texts, y_train, test_texts):
+    X = TfidfVectorizer().fit_transform([*train_texts, *test_texts])
+    n = len(train_texts)
+    return SGDClassifier().fit(X[:n], y_train).predict(X[n:])
 # %% q9 mistake: labels in another order
 def predict_from_text(train_texts, y_train, test_texts):
     model = make_pipeline(TfidfVectorizer(), LinearSVC(random_state=0))
@@ -228,6 +262,20 @@ def predict_from_text(train_texts, y_train, test_texts):
     X = vectorizer.fit_transform(train_texts)
     return LogisticRegression(C=10, max_iter=1000).fit(X, y_train).predict(
         vectorizer.transform(test_texts))
+# %% q9 right: stochastic gradient descent without a seed
+from sklearn.linear_model import SGDClassifier
+
+def predict_from_text(train_texts, y_train, test_texts):
+    model = make_pipeline(TfidfVectorizer(), SGDClassifier())
+    return model.fit(train_texts, y_train).predict(test_texts)
+# %% q9 right: the hinge loss without a seed
+def predict_from_text(train_texts, y_train, test_texts):
+    model = make_pipeline(TfidfVectorizer(), LinearSVC(loss="hinge"))
+    return model.fit(train_texts, y_train).predict(test_texts)
+# %% q9 right: the dual problem without a seed
+def predict_from_text(train_texts, y_train, test_texts):
+    model = make_pipeline(TfidfVectorizer(), LinearSVC(dual=True))
+    return model.fit(train_texts, y_train).predict(test_texts)
 # %% q10 mistake: unscaled features
 def predict_from_features(X_train, y_train, X_test, n_neighbors):
     return KNeighborsClassifier(n_neighbors).fit(X_train, y_train).predict(X_test)
@@ -292,6 +340,17 @@ found_leaks = [leaks(trains_and_tests_on_all, 300, 3, 0), leaks(holds_out_half, 
 # %% q13 mistake: any gain over chance
 def leaks(procedure, n, n_classes, random_state):
     return True
+found_leaks = [leaks(trains_and_tests_on_all, 300, 3, 0), leaks(holds_out_half, 300, 3, 0)]
+# %% q13 mistake: the result is typed in
+def leaks(procedure, n, n_classes, random_state):
+    return None
+found_leaks = [True, False]
+# %% q13 mistake: two standard errors
+def leaks(procedure, n, n_classes, random_state):
+    rng = np.random.default_rng(random_state)
+    chance = 1 / n_classes
+    bound = chance + 2 * np.sqrt(chance * (1 - chance) / n)
+    return bool(procedure(rng.normal(size=(n, 20)), rng.integers(0, n_classes, n)) > bound)
 found_leaks = [leaks(trains_and_tests_on_all, 300, 3, 0), leaks(holds_out_half, 300, 3, 0)]
 # %% q13 right: the old generator of names
 def leaks(procedure, n, n_classes, random_state):

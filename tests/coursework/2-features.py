@@ -7,6 +7,9 @@ def output_size(n, k, padding, stride):
 # %% q1 mistake: negative sizes
 def output_size(n, k, padding, stride):
     return (n + 2 * padding - k) // stride + 1
+# %% q1 mistake: cut towards zero
+def output_size(n, k, padding, stride):
+    return max(0, int((n + 2 * padding - k) / stride) + 1)
 # %% q1 right: counted
 def output_size(n, k, padding, stride):
     return len([i for i in range(0, n + 2 * padding, stride) if i + k <= n + 2 * padding])

@@ -239,6 +239,20 @@ def fold_accuracies(X, y, groups, n_folds):
         model = RidgeClassifier(alpha=100).fit(X[train], y[train])
         scores.append(model.score(X[test], y[test]))
     return scores
+# %% q10 mistake: the scaler sees all rows
+def fold_accuracies(X, y, groups, n_folds):
+    X, scores = StandardScaler().fit_transform(X), []
+    for train, test in StratifiedGroupKFold(n_folds).split(X, y, groups):
+        model = RidgeClassifier(alpha=100).fit(X[train], y[train])
+        scores.append(model.score(X[test], y[test]))
+    return scores
+# %% q10 mistake: another alpha
+def fold_accuracies(X, y, groups, n_folds):
+    scores = []
+    for train, test in StratifiedGroupKFold(n_folds).split(X, y, groups):
+        model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1))
+        scores.append(model.fit(X[train], y[train]).score(X[test], y[test]))
+    return scores
 # %% q10 right: cross_val_score
 def fold_accuracies(X, y, groups, n_folds):
     from sklearn.model_selection import cross_val_score
@@ -251,6 +265,12 @@ def fold_accuracies(X, y, groups, n_folds):
         scaler = StandardScaler().fit(X[train])
         model = RidgeClassifier(alpha=100).fit(scaler.transform(X[train]), y[train])
         yield float(np.mean(model.predict(scaler.transform(X[test])) == y[test]))
+# %% q10 right: folds in another order
+def fold_accuracies(X, y, groups, n_folds):
+    from sklearn.model_selection import cross_val_score
+    model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=100))
+    folds = StratifiedGroupKFold(n_folds, shuffle=True)
+    return cross_val_score(model, X, y, groups=groups, cv=folds).tolist()
 # %% q11 mistake: swapped modalities
 gains = {"image": 0.746, "text": 0.66, "concat": 0.80}
 # %% q11 mistake: the rows of one modality are in another order
