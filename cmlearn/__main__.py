@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from sklearn.base import BaseEstimator
-    from sklearn.utils import Bunch
 
 EXAMPLES = """\
 examples:
@@ -426,7 +425,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from cmlearn.persistence import load_model
 
     model = load_model(options.model)
-    data, labels, groups = load_pairs_to_judge(options.data, options.encoding)
+    data, labels, groups = load_labelled_pairs(options.data, options.encoding)
     if not all(isinstance(name, str) for name in model.classes_):
         raise ValueError(
             f"{options.model} was trained on numbers ({', '.join(map(str, model.classes_[:5]))}, "
@@ -514,25 +513,13 @@ def run_embed(options: argparse.Namespace) -> None:
 
 
 def load_labelled_pairs(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return the pairs by where they stand, the class name of each, and the group of each."""
-    from cmlearn.datasets import load_folder
-
-    return named_pairs(load_folder(folder, encoding=encoding))
-
-
-def load_pairs_to_judge(folder: str, encoding: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return the same as `load_labelled_pairs`, also where all pairs are of one class."""
-    from cmlearn.datasets._folder import labelled_pairs
-
-    _, pairs = labelled_pairs(Path(folder).expanduser(), encoding)
-    return named_pairs(pairs)
-
-
-def named_pairs(pairs: Bunch) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return the pairs by where they stand, with class names in the place of numbers."""
+    """Return the pairs, the class name of each, and the group of each."""
     import numpy as np
 
-    data = pairs.data.set_axis(pairs.places)
+    from cmlearn.datasets import load_folder
+
+    pairs = load_folder(folder, encoding=encoding)
+    data = pairs.data.set_index("pair " + (pairs.data.index + 1).astype(str))
     return data, np.asarray(pairs.target_names, dtype=object)[pairs.target], pairs.groups
 
 

@@ -56,9 +56,8 @@ def embed_pairs(
     data : path-like
         What `cmlearn.datasets.iter_pairs` reads: a folder, a CSV or a Parquet file.
     out : path-like
-        The Parquet file. It holds the columns of `data` and a column ``<name>_features`` an
-        encoder: a fixed-size list of float32. Pictures that came as bytes are left out; of a
-        record of bytes and path the path is kept.
+        The Parquet file. It holds the columns of `data`, without pictures that came as bytes,
+        and a column ``<name>_features`` an encoder: a fixed-size list of float32.
     encoders : dict of str to transformer
         ``"image"`` and, where there are texts to encode, ``"text"``: transformers that learn
         nothing from what they are fitted to.
@@ -83,8 +82,6 @@ def embed_pairs(
         message names it. Nothing is written to `out`.
     ImportError
         When `engine` is ``"ray"`` and Ray is not installed.
-    OSError
-        When Ray does not start.
     ValueError
         When `engine` or `workers` is none that exists.
 
@@ -322,7 +319,7 @@ def append_features(
 ) -> pyarrow.Table:
     """Return the table with a fixed-size float32 list an encoder added.
 
-    Pictures that came as bytes are left out: their features stand for them. Paths stay.
+    Pictures that came as bytes are left out: their features stand for them.
     """
     import pyarrow as pa
 
@@ -348,30 +345,14 @@ def append_features(
 
 
 def without_embedded_images(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table without whole pictures, as a Parquet file may hold them, but with paths.
-
-    Of records the path is kept (a missing one is null); a column of bytes without paths is left
-    out. The columns' types decide, so that it is the same for every chunk of a file.
-    """
-    import pandas as pd
-    import pyarrow as pa
-
-    for name in table.columns.intersection(["image", "file_name"]):
-        first = table[name].iloc[0]
-        kind = getattr(table[name].dtype, "pyarrow_dtype", None)
-        if isinstance(first, dict) and "path" in first and kind.field("path").type != pa.null():
-            paths = [record["path"] for record in table[name]]
-            text = pd.ArrowDtype(pa.string())
-            table = table.assign(**{name: pd.Series(paths, table.index, dtype=text)})
-        elif isinstance(first, dict | bytes):
-            table = table.drop(columns=name)
-    return table
+    """Return the table without a column that holds whole pictures, as a Parquet file's may."""
+    embedded = [name for name in table if isinstance(table[name].iloc[0], dict | bytes)]
+    return table.drop(columns=[name for name in embedded if name in ("image", "file_name")])
 
 
 @contextlib.contextmanager
 def naming_rows(pairs: pd.DataFrame) -> Iterator[None]:
     """Name the row of a picture that cannot be decoded by the index of ``pairs``."""
-    from cmlearn.datasets._folder import _without_cache
     from cmlearn.image import ImageError, decode
 
     try:
@@ -381,10 +362,7 @@ def naming_rows(pairs: pd.DataFrame) -> Iterator[None]:
             try:
                 decode(image)
             except ImageError as error:
-                problem = str(error)
-                if isinstance(image, str):
-                    problem = _without_cache(problem, image)
-                raise ImageError(f"{place}: {problem}") from error
+                raise ImageError(f"{place}: {error}") from error
         raise
 
 
@@ -460,13 +438,7 @@ def _ray(workers: int) -> Iterator[None]:
                 "_temp_dir": stack.enter_context(folder),
             }
         stack.callback(_silently, ray.shutdown)
-        try:
-            _silently(lambda: ray.init(**options))
-        except Exception as error:  # Ray raises a bare one when it is too slow
-            raise OSError(
-                f"Ray did not start ({str(error).partition('. ')[0]}); try again, or use "
-                "engine='local', on the command line --engine local"
-            ) from error
+        _silently(lambda: ray.init(**options))
         yield
 
 

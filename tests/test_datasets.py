@@ -1,6 +1,4 @@
-import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -275,7 +273,6 @@ def test_article_layout_pairs_in_natural_order(article):
     assert pairs.target.tolist() == [0, 1, 1]
     assert pairs.target_names == ["0", "1"]
     assert "Pairs: 3, in 3 groups" in pairs.DESCR
-    assert pairs.places[2] == f"{article}/texts.txt, line 3 (1_b 10.png)"
     data, target = load_folder(article, return_X_y=True)
     assert data.equals(pairs.data)
     assert target.dtype == np.int64
@@ -291,8 +288,6 @@ def break_article(folder, how):
         texts.write_text("one\ntwo\nthree\n\n\n")
     elif how == "empty text":
         texts.write_text("one\n \nthree\n")
-    elif how == "utf-16":
-        texts.write_text("one\ntwo\nthree\n", encoding="utf-16")
     elif how == "not utf-8":
         texts.write_bytes("one\ntwo\ncafé\n".encode("latin-1"))
     elif how == "no label":
@@ -322,9 +317,8 @@ def break_article(folder, how):
         ("few texts", "3 files and texts.txt 2 lines; .*without a line is 1_b 10.png"),
         ("many texts", "3 files and texts.txt 4 lines; .*without a picture is line 4"),
         ("blank end", "lines after line 3 are empty: delete them"),
-        ("empty text", r"1 empty text.*data/texts.txt, line 2 \(1_b 2.png\); write a text"),
-        ("not utf-8", r"line 3: byte 0xe9 is not valid utf-8.*encoding='cp1252'.*--encoding cp1"),
-        ("utf-16", r"texts.txt is written in UTF-16.*encoding='utf-16'.*--encoding utf-16"),
+        ("empty text", r"1 empty text.*line 2 \(1_b 2.png\); write a text"),
+        ("not utf-8", r"texts.txt, line 3: byte 0xe9 is not valid utf-8.*encoding="),
         ("no label", "dog.png: the file name holds no number.*name it like 3_cat.jpg"),
         ("two claim one", r"1_b 0?2.png.*1_b 0?2.png claim the same line.*rename or remove"),
         ("one class", "every row has the label '1'.*at least two.*first number"),
@@ -382,15 +376,15 @@ def test_rows_of_one_picture_or_one_group_belong_together(table):
     ("text", "message"),
     [
         ("image,text,label\na.png,,1\n", "pairs.csv, line 2.*'text' is empty or NaN"),
-        ("image,text,label\na.png,x,1\na.png,x, \n", "line 3.*'label' is empty or NaN"),
+        ("image,text,label\na.png,x,1\na.png,x,nan\n", "line 3.*'label' is empty or NaN"),
         ("image,label\na.png,1\n", "lacks text; its columns are 'image', 'label'"),
-        ("image;text;label\na.png;x;1\n", "separated by semicolons; save it with.*image;text;l"),
+        ("image;text;label\na.png;x;1\n", "lacks.*image;text;label.*separated by commas"),
         ("", "lacks image.*its columns are none"),
         ("image,text,label\n", "no image-text pair"),
         ("image,text,text,label\n", "'text' comes twice"),
         ("image,file_name,text,label\n", "one of image and file_name"),
         ("image,text,label\na.png,x,y,1\n", "line 2: 4 cells where the header has 3.*quotes"),
-        ('image,text,label\na.png,"x,1\n\n\n', "line 2: not valid CSV.*mark that is not closed"),
+        ('image,text,label\na.png,"x,1\n', "line 2: not valid CSV"),
         ("image,text,label\n../b.png,x,1\n", "line 2.*'../b.png' leaves the folder"),
         ("image,text,label\nx/../../b.png,x,1\n", "leaves the folder"),
         ("image,text,label\n/etc/b.png,x,1\n", "'/etc/b.png' leaves the folder"),
@@ -405,33 +399,6 @@ def test_rows_of_one_picture_or_one_group_belong_together(table):
 def test_csv_names_what_is_wrong(table, text, message):
     with pytest.raises(DatasetError, match=message):
         load_folder(table(text))
-
-
-def test_a_cell_may_be_long_and_say_nan(table):
-    long = "word " * 40_000
-    limit = csv.field_size_limit()
-    pairs = load_folder(table(f'image,text,label\na.png,{long},nan\n"b, c.png",nan,dog\n'))
-    assert pairs.data["text"].tolist() == [long.strip(), "nan"]
-    assert pairs.target_names == ["dog", "nan"]
-    assert csv.field_size_limit() == limit
-
-
-@pytest.mark.parametrize(
-    ("labels", "names"),
-    [(("1.0", "0.0"), ["0", "1"]), (("1.0", "0.5"), ["0.5", "1.0"]), (("1.0", "v"), ["1.0", "v"])],
-)
-def test_labels_that_pandas_wrote_as_floats_are_whole_numbers(table, labels, names):
-    text = f'image,text,label\na.png,x,{labels[0]}\n"b, c.png",y,{labels[1]}\n'
-    assert load_folder(table(text)).target_names == names
-
-
-def test_a_data_set_in_parts_says_which_to_give(tmp_path):
-    for part in ("train", "test"):
-        picture(tmp_path / part / "1.png")
-        (tmp_path / part / "metadata.csv").write_text("file_name,text,label\n1.png,a,x\n")
-    for read in (load_folder, lambda folder: next(iter_pairs(folder))):
-        with pytest.raises(DatasetError, match=rf"\(train, test\): give .* as {tmp_path}/train"):
-            read(tmp_path)
 
 
 def test_image_folder_takes_labels_from_subfolders(tmp_path):
@@ -529,7 +496,7 @@ def test_parquet_rows_with_the_same_picture_are_related(tmp_path, monkeypatch):
         _, pairs = next(iter_pairs(tmp_path / "pairs.parquet"))
         assert pairs["image"].tolist() == contents
     rows.assign(label=[1, 2, 2, 2]).to_parquet(tmp_path / "pairs.parquet")
-    with pytest.raises(DatasetError, match="the picture has the label '2' .* can have one label"):
+    with pytest.raises(DatasetError, match="one picture can have one label"):
         load_folder(tmp_path / "pairs.parquet")
 
 
@@ -574,16 +541,10 @@ def test_a_folder_with_one_csv_file_is_what_that_file_says(table):
         next(iter_pairs(place))
 
 
-@pytest.mark.parametrize(
-    ("header", "message"),
-    [
-        ("picture,text,label", "expected one column image or file_name"),
-        ("image;text;label", "its columns are separated by semicolons"),
-    ],
-)
-def test_the_one_csv_file_of_a_folder_is_not_passed_over_for_its_header(table, header, message):
+@pytest.mark.parametrize("header", ["picture,text,label", "image;text;label"])
+def test_the_one_csv_file_of_a_folder_is_not_passed_over_for_its_header(table, header):
     place = table(f"{header}\na.png,x,1\n")
-    with pytest.raises(DatasetError, match=rf"pairs\.csv: {message}"):
+    with pytest.raises(DatasetError, match=r"pairs\.csv: expected one column image or file_name"):
         next(iter_pairs(place))
 
 
@@ -615,17 +576,6 @@ def test_a_reader_that_is_overtaken_takes_what_the_faster_one_wrote(embedded, mo
         ({"label": [1, float("nan")]}, "row 2.*'label' is empty or NaN"),
         ({"image": ["a.png", "../b.png"]}, "row 2.*leaves the folder"),
         ({"image": [{"bytes": None, "path": None}] * 2}, "row 1.*neither bytes nor a path"),
-        ({"image": [["a.png"], ["b.png"]]}, "row 1: the picture is a list; expected a path, its b"),
-        ({"image": [{"bytes": "YQ=="}] * 2}, "row 1: the picture is a string; expected"),
-        ({"image": [1, 2]}, "row 1: the picture is a number; expected a path"),
-        ({"image": [b"no", b"nor this"]}, "row 1: the picture is not a picture of a known"),
-        ({"label": [["a", "b"], ["c"]]}, "row 1: .*'label' is a list; expected a word or number"),
-        ({"label": [{"id": 1}, {"id": 2}]}, "row 1: .*'label' is a record; expected"),
-        ({"label": [b"a", b"b"]}, "row 1: the cell in column 'label' is bytes; expected"),
-        ({"text": [b"a", b"b"]}, "row 1: the cell in column 'text' is bytes, not a text; write"),
-        ({"text": [["a"], ["b", "c"]]}, "row 1: .*'text' is a list, not a text; write one text"),
-        ({"text": [1, 2]}, "row 1: the cell in column 'text' is a number, not a text"),
-        ({"text": ["x", " "]}, "row 2.*'text' is empty or NaN"),
     ],
 )
 def test_parquet_names_what_is_wrong(table, tmp_path, monkeypatch, change, message):
@@ -635,14 +585,6 @@ def test_parquet_names_what_is_wrong(table, tmp_path, monkeypatch, change, messa
     pd.DataFrame(rows).to_parquet(folder / "pairs.parquet")
     with pytest.raises(DatasetError, match=message):
         load_folder(folder)
-
-
-def test_parquet_labels_may_be_numbers(table):
-    folder = table("", "unused.txt")
-    for labels, names in (([1.0, 0.0], ["0", "1"]), ([1.5, 0.0], ["0", "1.5"])):
-        rows = pd.DataFrame({"image": ["a.png", "b, c.png"], "text": ["x", "y"], "label": labels})
-        rows.to_parquet(folder / "pairs.parquet")
-        assert load_folder(folder).target_names == names
 
 
 def test_a_broken_parquet_file_and_unknown_places(tmp_path):
@@ -666,26 +608,7 @@ def test_pairs_come_in_chunks_and_equal_those_of_load_folder(article):
     expected = load_folder(article).data
     assert list(together["image"]) == list(expected["image"])
     assert list(together["text"]) == list(expected["text"])
-    assert list(together.index) == load_folder(article).places
-    assert list(pd.concat([table for table, _ in chunks])["file_name"]) == [
-        os.path.relpath(path, article) for path in expected["image"]
-    ]
-
-
-@pytest.mark.parametrize("size", [0, -1])
-def test_chunks_have_at_least_one_row(article, size):
-    with pytest.raises(ValueError, match=f"chunk_size={size} must be at least 1"):
-        next(iter_pairs(article, chunk_size=size))
-
-
-def test_pairs_without_a_text_are_named(article, table):
-    break_article(article, "empty text")
-    with pytest.raises(DatasetError, match=r"texts\.txt, line 2 \(1_b 2\.png\): .*'text' is empty"):
-        next(iter_pairs(article))
-    with pytest.raises(
-        DatasetError, match=r"pairs\.csv, line 3: .*'text' is empty or NaN; fill it"
-    ):
-        next(iter_pairs(table("image,text\na.png,x\na.png, \n")))
+    assert list(together.index) == list(pd.concat([table for table, _ in chunks])["file_name"])
 
 
 def test_pairs_of_a_csv_are_indexed_by_their_lines(tmp_path):
@@ -700,13 +623,7 @@ def test_pairs_of_a_csv_are_indexed_by_their_lines(tmp_path):
 def test_pairs_of_a_parquet_file_name_a_missing_text(tmp_path):
     table = pd.DataFrame({"image": ["a.png", "b.png"], "text": ["x", None]})
     table.to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(DatasetError, match=r"x\.parquet, row 2: .*'text' is empty or NaN; fill it"):
-        list(iter_pairs(tmp_path / "x.parquet"))
-    table.assign(text=[1, 2]).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(DatasetError, match="row 1: .*'text' is a number, not a text"):
-        list(iter_pairs(tmp_path / "x.parquet"))
-    table.assign(image=[["a.png"], ["b.png"]]).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(DatasetError, match="row 1: the picture is a list; expected a path"):
+    with pytest.raises(DatasetError, match=r"x\.parquet, row 2: the text is .*write one"):
         list(iter_pairs(tmp_path / "x.parquet"))
     (tmp_path / "x.parquet").write_bytes(b"no")
     with pytest.raises(DatasetError, match="not a Parquet file that can be read"):

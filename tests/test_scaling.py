@@ -210,36 +210,6 @@ def test_a_file_of_nothing_but_pictures(tmp_path, is_record):
     assert pd.read_parquet(tmp_path / "f").columns.tolist() == ["image_features"]
 
 
-def test_records_with_paths_leave_their_paths_in_every_chunk(tmp_path):
-    content = cv2.imencode(".png", np.zeros((4, 4, 3)))[1].tobytes()
-    (tmp_path / "a.png").write_bytes(content)
-    pictures = [{"bytes": content, "path": None}] * 256 + [
-        {"bytes": None, "path": "a.png"},
-        {"bytes": content, "path": "elsewhere.png"},
-    ]
-    pa.parquet.write_table(pa.table({"image": pictures}), tmp_path / "in.parquet")
-    encoder = ColorHistogram(2, cache=False)
-    assert embed_pairs(tmp_path / "in.parquet", tmp_path / "f", {"image": encoder}) == 258
-    written = pa.parquet.read_table(tmp_path / "f")
-    assert written.column_names == ["image", "image_features"]
-    assert written["image"].to_pylist() == [None] * 256 + ["a.png", "elsewhere.png"]
-
-
-def test_a_slow_start_of_ray_is_named(tmp_path, monkeypatch):
-    import ray
-
-    def times_out(**options):
-        raise Exception("The current node timed out during startup. This could happen because …")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", times_out)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(
-        OSError, match=r"Ray did not start \(.* startup\); try again, or .*='local'"
-    ):
-        embed_pairs(tmp_path, tmp_path / "f", {}, engine="ray")
-
-
 def test_features_that_are_there_already_are_not_written_beside_new_ones(pairs, encoders, tmp_path):
     table = pd.read_csv(pairs / "pairs.csv").assign(image_features=0, text_features=0)
     table.to_csv(pairs / "twice.csv", index=False)

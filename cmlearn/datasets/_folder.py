@@ -1,6 +1,5 @@
 """Pairs of the reader's own: folders, CSV and Parquet files."""
 
-import codecs
 import csv
 import hashlib
 import io
@@ -11,10 +10,9 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-
-from sklearn.utils import Bunch
 
 from cmlearn.datasets._common import _SHOWN, DatasetError, _bunch, _count_table, _some
 from cmlearn.runtime import cache_dir, replace_when_whole
@@ -38,8 +36,6 @@ _LAYOUTS = """\
   one Parquet file with the same columns"""
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
-_PARTS = ("train", "validation", "valid", "val", "test")
-_LONGEST_CELL = 2**31 - 1  # characters of a CSV cell: all that the reader can count
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,6 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
     Paths are relative to the file that holds them. A column ``group`` says which rows
     are related and must not be split; without it, rows with the same picture are.
     Other columns and hidden files are ignored. Of each picture only the header is read.
-    Labels may be numbers: where a CSV file writes all of them like ``1.0``, and in a
-    Parquet file, a whole one is named ``1``.
 
     Parameters
     ----------
@@ -90,8 +84,7 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
         ``data`` : DataFrame of shape (n, 2), columns ``image`` (str, absolute path) and
         ``text`` (str). ``target`` : int64 array of shape (n,), indices into
         ``target_names`` : list of str, the labels in natural order. ``groups`` : str
-        array of shape (n,). ``places`` : list of str, where each row stands (file and
-        line), for messages. ``DESCR`` : str.
+        array of shape (n,). ``DESCR`` : str.
 
     Raises
     ------
@@ -99,23 +92,17 @@ def load_folder(folder, *, encoding="utf-8", return_X_y=False):
         When anything does not fit; the message names file, line and remedy.
     """
     place = Path(folder).expanduser()
-    layout, pairs = labelled_pairs(place, encoding)
-    if len(pairs.target_names) == 1:
-        raise DatasetError(
-            f"{place}: every row has the label {pairs.target_names[0]!r}; a classifier needs at "
-            f"least two classes. {_label_hint(layout)}"
-        )
-    return (pairs.data, pairs.target) if return_X_y else pairs
-
-
-def labelled_pairs(place: Path, encoding: str) -> tuple[str, Bunch]:
-    """Return how the pairs are laid out, and the pairs as `load_folder` does, also of one class."""
     layout, read = _recognise(place)
     rows = read(encoding)
     if not rows:
         raise DatasetError(f"{place}: there is no image-text pair in it")
     _check_rows(place, rows)
     names = sorted({row.label for row in rows}, key=_class_order)
+    if len(names) == 1:
+        raise DatasetError(
+            f"{place}: every row has the label {names[0]!r}; a classifier needs at least two "
+            f"classes. {_label_hint(layout)}"
+        )
     index = {name: number for number, name in enumerate(names)}
     target = [index[row.label] for row in rows]
     groups = [row.group or str(row.image) for row in rows]
@@ -129,8 +116,7 @@ def labelled_pairs(place: Path, encoding: str) -> tuple[str, Bunch]:
         table=_count_table(target, names, "label"),
     )
     images, texts = [str(row.image) for row in rows], [row.text for row in rows]
-    places = [row.place for row in rows]
-    return layout, _bunch(images, texts, target, names, groups, descr, False, places=places)
+    return _bunch(images, texts, target, names, groups, descr, return_X_y)
 
 
 def _label_hint(layout: str) -> str:
@@ -158,19 +144,8 @@ def _recognise(place: Path):
     if article:
         missing = ({"images", "texts.txt"} - set(article)).pop()
         raise DatasetError(f"{place} holds {article[0]} but no {missing}: both are needed")
-    _refuse_parts(place)
     found = ", ".join(path.name for path in tables) or "none of them"
     raise DatasetError(f"{place}: expected one of\n{_LAYOUTS}\nfound: {found}")
-
-
-def _refuse_parts(folder: Path) -> None:
-    """Say so if a folder holds no pairs but the parts that a data set is divided into."""
-    parts = [folder / name for name in _PARTS if (folder / name / "metadata.csv").exists()]
-    if parts:
-        raise DatasetError(
-            f"{folder} holds the parts of a data set ({_some([part.name for part in parts])}): "
-            f"give one of them, such as {parts[0]}"
-        )
 
 
 def _recognise_file(path: Path):
@@ -209,22 +184,23 @@ def _class_order(name: str) -> tuple:
 
 
 def _read_article(folder: Path, encoding: str) -> list[_Row]:
+    pictures, texts = _pictures_and_lines(folder, encoding)
+    labels = [_number_in_name(path) for path in pictures]
     return [
-        _Row(place, path.absolute(), text.strip(), _number_in_name(path))
-        for place, path, text in _article_lines(folder, encoding)
+        _Row(f"texts.txt, line {line} ({path.name})", path.absolute(), text.strip(), label)
+        for line, (path, text, label) in enumerate(
+            zip(pictures, texts, labels, strict=True), start=1
+        )
     ]
 
 
-def _article_lines(folder: Path, encoding: str) -> list[tuple[str, Path, str]]:
-    """Return place, picture and text of each line of texts.txt; pictures in natural order."""
+def _pictures_and_lines(folder: Path, encoding: str) -> tuple[list[Path], list[str]]:
+    """Return the files of ``images/`` in natural order, and the line of each in texts.txt."""
     pictures = sorted(_visible(folder / "images"), key=lambda path: _natural(path.stem))
     _refuse_ties(pictures)
     texts = _lines(folder / "texts.txt", encoding)
     _match_lengths(folder, pictures, texts)
-    return [
-        (f"{folder / 'texts.txt'}, line {line} ({path.name})", path, text)
-        for line, (path, text) in enumerate(zip(pictures, texts, strict=True), start=1)
-    ]
+    return pictures, texts
 
 
 def _refuse_ties(pictures: list[Path]) -> None:
@@ -268,16 +244,10 @@ def _read_text(path: Path, encoding: str) -> str:
     except LookupError as error:
         raise DatasetError(f"encoding={encoding!r} is not one that Python knows") from error
     except UnicodeDecodeError as error:
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise DatasetError(
-                f"{path} is written in UTF-16; save it as UTF-8, or name its encoding: "
-                "encoding='utf-16', on the command line --encoding utf-16"
-            ) from error
         line = content.count(b"\n", 0, error.start) + 1
         raise DatasetError(
             f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid {encoding}; save "
-            "the file as UTF-8, or name its encoding, for instance encoding='cp1252', on the "
-            "command line --encoding cp1252 (gb18030 for Chinese)"
+            "the file as UTF-8, or name its encoding, for instance encoding='gb18030' or 'cp1252'"
         ) from error
 
 
@@ -294,63 +264,45 @@ def _lines(path: Path, encoding: str) -> list[str]:
 def _read_csv(path: Path, encoding: str) -> list[_Row]:
     header, records = _records(path, encoding)
     columns = _columns(path, header, needs_label=True)
-    return _csv_rows(path.parent, records, columns)
+    return [_row(path.parent, place, record, columns) for place, record in records]
 
 
 def _read_image_folder(folder: Path, encoding: str) -> list[_Row]:
     path = folder / "metadata.csv"
     header, records = _records(path, encoding)
     columns = _columns(path, header, needs_label=False)
-    rows = _csv_rows(folder, records, columns)
+    rows = [_row(folder, place, record, columns) for place, record in records]
     _refuse_unlisted(folder, rows)
-    return rows
-
-
-def _csv_rows(root: Path, records: Iterable[tuple[str, dict]], columns: dict) -> list[_Row]:
-    rows = [_row(root, place, record, columns) for place, record in records]
-    if "label" in columns and all(re.fullmatch(r"-?\d+\.0+", row.label) for row in rows):
-        # So pandas writes whole numbers that once stood beside a missing one.
-        rows = [replace(row, label=row.label.partition(".")[0]) for row in rows]
     return rows
 
 
 def _records(path: Path, encoding: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """Return the header and, for each row, where it stands and its cells by column."""
     reader = csv.reader(io.StringIO(_read_text(path, encoding), newline=""), strict=True)
-    header = [cell.strip() for cell in _next_row(path, reader) or []]
-    if len(header) == 1 and ";" in header[0]:
-        raise DatasetError(
-            f"{path}: its columns are separated by semicolons; save it with commas "
-            f"(the first line is {header[0]!r})"
-        )
+    with _naming_line(path, reader):
+        header = [cell.strip() for cell in next(reader, [])]
     return header, _rows_below(path, header, reader)
 
 
 def _rows_below(path: Path, header: list[str], reader) -> Iterator[tuple[str, dict[str, str]]]:
-    while (cells := _next_row(path, reader)) is not None:
-        place = f"{path}, line {reader.line_num}"
-        if cells and len(cells) != len(header):
-            raise DatasetError(
-                f"{place}: {len(cells)} cells where the header has {len(header)}; put "
-                'a text that holds a comma into double quotes: "like, this"'
-            )
-        if cells:
-            yield place, dict(zip(header, cells, strict=True))
+    with _naming_line(path, reader):
+        for cells in reader:
+            place = f"{path}, line {reader.line_num}"
+            if cells and len(cells) != len(header):
+                raise DatasetError(
+                    f"{place}: {len(cells)} cells where the header has {len(header)}; put "
+                    'a text that holds a comma into double quotes: "like, this"'
+                )
+            if cells:
+                yield place, dict(zip(header, cells, strict=True))
 
 
-def _next_row(path: Path, reader) -> list[str] | None:
-    """Return the cells of the next row, however long they are, or None at the end."""
-    line = reader.line_num + 1
-    limit = csv.field_size_limit(_LONGEST_CELL)
+@contextmanager
+def _naming_line(path: Path, reader) -> Iterator[None]:
     try:
-        return next(reader, None)
+        yield
     except csv.Error as error:
-        raise DatasetError(
-            f"{path}, line {line}: not valid CSV ({error}) in the row that begins there; look for "
-            "a quotation mark that is not closed"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
+        raise DatasetError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
 
 
 def _columns(path: Path, header: Iterable[str], *, needs_label: bool) -> dict[str, str]:
@@ -373,56 +325,22 @@ def _columns(path: Path, header: Iterable[str], *, needs_label: bool) -> dict[st
 
 
 def _row(root: Path, place: str, record: dict, columns: dict[str, str]) -> _Row:
-    text = _text(place, columns["text"], record[columns["text"]])
-    words = {role: name for role, name in columns.items() if role != "text"}
-    cells = {role: _cell(place, name, record[name]) for role, name in words.items()}
+    cells = {role: _cell(place, name, record[name]) for role, name in columns.items()}
     image = _inside(root, place, cells["image"])
     label = cells["label"] if "label" in cells else _subfolder(place, root, image)
-    return _Row(place, image, text, _class_name(label), cells.get("group"))
+    return _Row(place, image, cells["text"], _class_name(label), cells.get("group"))
 
 
 def _cell(place: str, column: str, value: object) -> str:
-    """Return the path, label or group in a cell, which in a Parquet file may be a number."""
-    _check_filled(place, column, value)
-    if isinstance(value, list | dict | bytes):
-        raise DatasetError(
-            f"{place}: the cell in column {column!r} is {_kind(value)}; expected a word or number"
-        )
-    if isinstance(value, float) and value.is_integer():
+    missing = value is None or value != value  # NaN is the one value unlike itself
+    if isinstance(value, float) and not missing and value.is_integer():
         value = int(value)  # pandas turns whole numbers into floats beside a missing one
-    return str(value).strip()
-
-
-def _text(place: str, column: str, value: object) -> str:
-    """Return the text in a cell."""
-    _check_filled(place, column, value)
-    if not isinstance(value, str):
-        raise DatasetError(
-            f"{place}: the cell in column {column!r} is {_kind(value)}, not a text; write one text "
-            "a row"
-        )
-    return value.strip()
-
-
-def _check_filled(place: str, column: str, value: object) -> None:
-    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
+    text = "" if missing else str(value).strip()
+    if text in ("", "nan", "NaN"):
         raise DatasetError(
             f"{place}: the cell in column {column!r} is empty or NaN; fill it in or delete the row"
         )
-
-
-def _is_missing(value: object) -> bool:
-    """Say whether there is nothing in a cell: None, NaN or pandas' NA."""
-    import pandas as pd
-
-    return pd.api.types.is_scalar(value) and pd.isna(value)
-
-
-def _kind(value: object) -> str:
-    """Say what a cell holds, for messages."""
-    kinds = {list: "a list", dict: "a record", bytes: "bytes", str: "a string"}
-    kinds |= {int: "a number", float: "a number"}
-    return kinds.get(type(value), f"of the type {type(value).__name__}")
+    return text
 
 
 def _inside(root: Path, place: str, name: str) -> Path:
@@ -508,14 +426,13 @@ def _parquet_records(table, names: list[str]) -> Iterator[tuple[int, dict]]:
 
 
 _NAMES = "names.json"
-_EXTRACTED = "parquet-pictures"
 
 
 def _extracted(path: Path, table, column: str) -> Path:
     """Return the cache folder with the pictures that the Parquet file holds as bytes."""
     with open(path, "rb") as source:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
-    folder = cache_dir() / _EXTRACTED / digest[:32]
+    folder = cache_dir() / "parquet-pictures" / digest[:32]
     if folder.exists():
         return folder
     try:
@@ -532,7 +449,7 @@ def _extract(path: Path, table, column: str, folder: Path) -> None:
     """Write the pictures that are there as bytes, each once, and of every row which is its own."""
     names = []
     for number, record in _parquet_records(table, [column]):
-        content, name = _content_and_path(f"{path}, row {number}", record[column])
+        content, name = _content_and_path(record[column])
         if content:
             name = f"{hashlib.sha256(content).hexdigest()}.image"  # Pillow tells the format
             (folder / name).write_bytes(content)
@@ -544,31 +461,13 @@ def _extract(path: Path, table, column: str, folder: Path) -> None:
     (folder / _NAMES).write_text(json.dumps(names), encoding="utf-8")
 
 
-def _content_and_path(place: str, cell: object) -> tuple[bytes | None, str | None]:
+def _content_and_path(cell: object) -> tuple[bytes | None, str | None]:
     """Return what a cell holds of a picture: bytes alone, a path, or a record of both."""
+    if isinstance(cell, bytes):
+        return cell, None
     if isinstance(cell, dict):
-        content, name = cell.get("bytes"), cell.get("path")
-    else:
-        content, name = (cell, None) if isinstance(cell, bytes) else (None, cell)
-    for value, kind in ((content, bytes), (name, str)):
-        if not (isinstance(value, kind) or _is_missing(value)):
-            raise DatasetError(
-                f"{place}: the picture is {_kind(value)}; expected a path, its bytes, or a record "
-                "of bytes and path"
-            )
-    return content, name
-
-
-def _is_extracted(image: str | Path) -> bool:
-    """Say whether a picture is the cache's copy of one that a Parquet file holds."""
-    return (cache_dir() / _EXTRACTED).absolute() in Path(image).parents
-
-
-def _without_cache(message: str, image: str | Path) -> str:
-    """Return a message about a picture without the path of the cache's copy of it."""
-    if not _is_extracted(image):
-        return message
-    return message.replace(repr(str(image)), "the picture").replace(str(image), "the picture")
+        return cell.get("bytes"), cell.get("path")
+    return None, cell if isinstance(cell, str) else None
 
 
 # Pairs without labels, a chunk at a time
@@ -584,7 +483,7 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
         texts, a column ``text``; a folder with ``images/`` and ``texts.txt``; a folder with
         ``metadata.csv``, or with one CSV file (of several the one that has such a
         column); or any other folder, of which every picture is taken, also those in subfolders, in
-        natural order. Of a data set in parts (``train/metadata.csv``) one part is given.
+        natural order.
     encoding : str, default="utf-8"
         Of ``texts.txt`` or the CSV file.
     chunk_size : int, default=256
@@ -602,12 +501,8 @@ def iter_pairs(place, *, encoding="utf-8", chunk_size=256):
     Raises
     ------
     DatasetError
-        When a row does not fit, as one with an empty text; the message names it and the remedy.
-    ValueError
-        When `chunk_size` is below 1.
+        When a row does not fit; the message names it and the remedy.
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r} must be at least 1")
     place = Path(place).expanduser()
     root, tables = _tables(place, encoding, chunk_size)
     empty = True
@@ -623,7 +518,6 @@ def _tables(place: Path, encoding: str, chunk_size: int):
     if place.is_dir():
         place = _listing(place, encoding) or place
     if place.is_dir():
-        _refuse_parts(place)
         return place, _folder_tables(place, encoding, chunk_size)
     if not place.exists():
         raise DatasetError(f"{place}: there is no such file or folder")
@@ -675,18 +569,17 @@ def _both_listings(folder: Path) -> str:
 
 def _folder_tables(folder: Path, encoding: str, chunk_size: int):
     if _is_article(folder):
-        records = (
-            (place, {"file_name": str(path.relative_to(folder)), "text": text})
-            for place, path, text in _article_lines(folder, encoding)
+        pictures, texts = _pictures_and_lines(folder, encoding)
+        columns = {"file_name": pictures, "text": texts}
+    else:
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+        visible = (
+            p for p in found if not any(q.startswith(".") for q in p.relative_to(folder).parts)
         )
-        return _chunks(records, ["file_name", "text"], chunk_size)
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-    visible = (p for p in found if not any(q.startswith(".") for q in p.relative_to(folder).parts))
-    names = (
-        str(path.relative_to(folder))
-        for path in sorted(visible, key=lambda path: _natural(str(path)))
-    )
-    return _chunks(((name, {"file_name": name}) for name in names), ["file_name"], chunk_size)
+        columns = {"file_name": sorted(visible, key=lambda path: _natural(str(path)))}
+    columns["file_name"] = [str(path.relative_to(folder)) for path in columns["file_name"]]
+    records = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return _chunks(((r["file_name"], r) for r in records), list(columns), chunk_size)
 
 
 def _csv_tables(path: Path, encoding: str, chunk_size: int):
@@ -742,13 +635,19 @@ def _pairs(place: Path, root: Path, table):
     images = table[_image_column(place, table.columns)].items()
     cells = {"image": [_picture(root, row, value) for row, value in images]}
     if "text" in table:
-        cells["text"] = [_text(row, "text", value) for row, value in table["text"].items()]
+        cells["text"] = [_said(row, value) for row, value in table["text"].items()]
     return pd.DataFrame(cells, index=table.index, dtype=object)
 
 
 def _picture(root: Path, place: str, value: object) -> str | bytes:
-    content, name = _content_and_path(place, value)
+    content, name = _content_and_path(value)
     return content or str(_inside(root, place, _cell(place, "image", name)))
+
+
+def _said(place: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise DatasetError(f"{place}: the text is {value!r}; write one, or delete the row")
+    return value
 
 
 # What holds for every layout
@@ -765,16 +664,11 @@ def _check_rows(place: Path, rows: list[_Row]) -> None:
     for row in rows:
         first = labels.setdefault(row.image, row)
         if first.label != row.label:
-            name = "the picture" if _is_extracted(row.image) else row.image.name
             raise DatasetError(
-                f"{row.place}: {name} has the label {row.label!r} here but "
+                f"{row.place}: {row.image.name} has the label {row.label!r} here but "
                 f"{first.label!r} at {first.place}; one picture can have one label"
             )
-    bad = [
-        f"{row.place}: {_without_cache(problem, row.image)}"
-        for row in labels.values()
-        if (problem := _defect(row.image))
-    ]
+    bad = [f"{row.place}: {problem}" for row in labels.values() if (problem := _defect(row.image))]
     if bad:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         listing = "\n  ".join(bad[:_SHOWN])
