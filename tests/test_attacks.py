@@ -239,8 +239,10 @@ def test_a_greedy_change_equals_the_best_of_all_single_changes():
 
 def test_candidates_may_come_one_by_one():
     candidates = {"red": (word for word in ["blue"])}
-    attacked = substitute_words(predict, ["fast red car"], [0], candidates=candidates)
-    assert attacked == ["fast blue car"]
+    attacked = substitute_words(
+        predict, ["fast red car", "red fast"], [0, 0], candidates=candidates
+    )
+    assert attacked == ["fast blue car", "blue fast"]
 
 
 def test_one_text_is_no_list_of_words():

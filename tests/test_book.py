@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from conftest import ROOT
+from docutils import nodes
+from docutils.utils import new_document
 
 from cmlearn import book
 
@@ -25,8 +28,60 @@ def _load(name):
 
 
 notebooks = _load("notebooks")
+book_build = _load("book_build")
 TOC = [f"{name}.md" for name in notebooks._toc_names()]
 PAGES = [path.relative_to(ROOT).as_posix() for path in notebooks.page_paths()]
+
+
+# ---------------------------------------------------------------- the build's own extension
+
+
+@pytest.mark.parametrize("changed", ["cmlearn/a.py", "book/_runs/a.json", "data/a.png"])
+def test_outputs_are_kept_until_what_they_depend_on_changes(tmp_path, monkeypatch, changed):
+    monkeypatch.setenv("CMLEARN_DATA", str(tmp_path / "data"))
+    for name in ("cmlearn/a.py", "book/_runs/a.json", "data/a.png", "book/page.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    app = SimpleNamespace(srcdir=tmp_path)
+    output = tmp_path / "_build" / ".jupyter_cache" / "output"
+    book_build.drop_stale_cache(app, None)
+    output.write_text("kept")
+    (tmp_path / "book" / "page.md").write_text("a page's own text is the cache's business")
+    book_build.drop_stale_cache(app, None)
+    assert output.exists()
+    (tmp_path / changed).write_text("22" if changed.startswith("data") else "2")
+    book_build.drop_stale_cache(app, None)
+    assert not output.exists()
+
+
+def test_footnotes_of_a_docstring_become_plain_text():
+    lines = ["As in [1]_.", "", ".. [1] A. Author,", "   a title.", "", "More."]
+    book_build.flatten_references(None, "function", "f", None, None, lines)
+    assert lines == ["As in [1].", "", "", "* [1] A. Author,", "  a title.", "", "More."]
+
+
+def test_only_the_lines_that_tensorflow_logs_are_dropped():
+    text = "I0000 00:00:17.1 1 stub.cc:31] no drivers\nUserWarning: five texts\n"
+    document = new_document("page")
+    document += nodes.literal_block(text, text, classes=["output", "stderr"])
+    document += nodes.literal_block(text, text, classes=["output"])
+    book_build.drop_tensorflow_log(None, document)
+    assert [node.astext() for node in document.children] == ["UserWarning: five texts\n", text]
+
+
+def test_the_check_of_notebooks_fails_on_a_difference(tmp_path, monkeypatch, capsys):
+    page = ROOT / "book" / "03-math" / "notation.md"
+    assert notebooks.main(["--check", str(page)]) == 0
+    monkeypatch.setattr(notebooks, "rendered", lambda path: "another text")
+    assert notebooks.main(["--check", str(page)]) == 1
+    assert "notation.ipynb is out of step with its page" in capsys.readouterr().err
+
+    def refuse(path):
+        raise notebooks.PageError(f"{path.name}: a link leads nowhere")
+
+    monkeypatch.setattr(notebooks, "rendered", refuse)
+    assert notebooks.main(["--check", str(page)]) == 1
+    assert "notation.md: a link leads nowhere" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- cmlearn.book

@@ -568,6 +568,26 @@ def test_a_folder_becomes_a_table_and_pages(course, built, tmp_path):
     assert board[0] == "assignment,measure,value,submission" and len(board) == 4
 
 
+def test_the_command_passes_on_what_it_is_told(tmp_path, monkeypatch):
+    seen = []
+
+    def grade_folder(folder, out, built, **options):
+        seen.append((folder, out, built, options))
+        return [Grade("ann", "toy", status) for status in statuses]
+
+    monkeypatch.setattr("cmlearn.coursework.grade.grade_folder", grade_folder)
+    statuses = ["graded", "graded"]
+    arguments = [str(tmp_path), "--out", "o", "--built", "b", "--assignment", "toy", "--jobs", "3"]
+    assert main([*arguments, "--seconds", "7", "--memory", "99"]) == 0
+    folder, out, built, options = seen[0]
+    assert (folder, str(out), str(built)) == (tmp_path, "o", "b")
+    assert options["limits"] == Limits(seconds=7, memory=99)
+    assert options["jobs"] == 3 and options["assignment"] == "toy" and options["isolated"]
+    statuses[1] = "stopped: it took too long"
+    assert main([*arguments, "--not-isolated"]) == 1
+    assert not seen[1][3]["isolated"]
+
+
 @isolated
 def test_bonus_and_questions_for_a_person_are_named_and_no_part_of_what_is_possible(
     built, tmp_path, capsys

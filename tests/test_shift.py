@@ -59,6 +59,8 @@ def test_mixed_rows_lie_between_two_rows(rng):
     assert np.array_equal(mixed[:50], mixed[50:])
     np.testing.assert_allclose(weight[:50] + weight[50:], 1)
     assert np.array_equal(labels[:50], y)
+    assert sorted(labels[50:]) == list(range(50))
+    assert np.mean(labels[:50] != labels[50:]) > 0.8  # hardly a row is mixed with itself
     wanted = weight[:50, None] * X[labels[:50]] + weight[50:, None] * X[labels[50:]]
     np.testing.assert_allclose(mixed[:50], wanted)
     assert np.array_equal(mixup(X, y, alpha=0.5, random_state=1)[0], mixed)

@@ -471,6 +471,12 @@ def test_bad_tables_are_named(pairs, change, kind, message):
         small().fit(X, y[: len(X)])
 
 
+def test_a_missing_cell_of_pandas_is_one(pairs):
+    X, model = pairs[0].astype(object), fit_once()
+    none, missing = (changed(X, 3, "text", cell) for cell in (None, pd.NA))
+    np.testing.assert_array_equal(model.predict_proba(missing), model.predict_proba(none))
+
+
 def test_rows_of_a_prediction_are_named_by_their_place_in_the_table(pairs):
     X, model = pairs[0], fit_once()
     many = X.iloc[[0] * 300].reset_index(drop=True)
