@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import skops.io
 from scipy.linalg import eigh
@@ -13,6 +14,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
 from cmlearn.alignment import (
@@ -177,6 +179,16 @@ def test_equal_texts_are_no_contrast():
     signs = np.array([[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
     expected = np.log1p(np.exp(-signs * similarity)).sum(axis=1)
     np.testing.assert_allclose(np.asarray(loss), expected, atol=1e-5)
+
+
+def test_held_out_pairs_are_no_part_of_the_standardisation():
+    image, text = pairs()
+    model = small(epochs=1, random_state=0).fit(image, text)
+    train, validation = model._split(len(image), np.random.RandomState(0))
+    assert len(validation) == 30
+    for scaler, features in ((model.image_scaler_, image), (model.text_scaler_, text)):
+        np.testing.assert_allclose(scaler.mean_, features[train].mean(axis=0))
+        assert not np.allclose(scaler.mean_, features.mean(axis=0))
 
 
 def test_seed_decides_everything_and_the_global_state_nothing(contrastive):
@@ -408,6 +420,19 @@ def test_training_withstands_mismatched_texts():
     assert gain > 0.05
     best = robust.predict_proba(clean).argmax(axis=1)
     np.testing.assert_array_equal(robust.classes_[best], robust.predict(clean))
+
+
+def test_texts_are_judged_by_classifiers_that_have_not_seen_their_relatives():
+    """Twice the same rows: alone each text has its twin in training, in groups it has not."""
+    table, y, _ = noisy_scenes(seed=1, rate=0.4)
+    table, y = table.iloc[:60], y[:60]
+    twice, labels = pd.concat([table, table], ignore_index=True), np.tile(y, 2)
+    image = make_pipeline(Fusion([("image", "passthrough", "image")]), LogisticRegression())
+    model = MismatchRobustClassifier(image, 0.4, text_classifier=KNeighborsClassifier(1), cv=3)
+    alone = model.fit(twice, labels).text_scores_
+    groups = np.tile(np.arange(60), 2)
+    together = model.fit(twice, labels, groups=groups).text_scores_
+    assert together.mean() < alone.mean() - 0.05
 
 
 def test_without_mismatch_nothing_is_hidden():
