@@ -36,6 +36,7 @@ import cmlearn.__main__
 import cmlearn.baseline
 import cmlearn.image
 from cmlearn.__main__ import main
+from cmlearn.assets import ASSETS
 from cmlearn.baseline import build_models, split_pairs
 from cmlearn.datasets import load_folder
 from cmlearn.metrics import bootstrap_interval
@@ -322,6 +323,19 @@ def test_evaluate_judges_other_pairs(model, tmp_path, capsys):
     y_true = np.array(other.target_names)[other.target]
     accuracy = accuracy_score(y_true, load_model(model).predict(other.data).astype(str))
     assert f"Accuracy: {accuracy:.4f}" in capsys.readouterr().out
+
+
+def test_evaluate_counts_related_pairs_together(pairs, model, monkeypatch):
+    seen = []
+
+    def compare(predictions, y_true, *, groups=None, seed=42):
+        seen.append(groups)
+        return known(predictions, y_true, groups=groups, seed=seed)
+
+    known = cmlearn.baseline.compare
+    monkeypatch.setattr("cmlearn.baseline.compare", compare)
+    assert main(["evaluate", str(model), str(pairs)]) == 0
+    np.testing.assert_array_equal(seen[0], load_folder(pairs).groups)
 
 
 def test_evaluate_names_classes_that_the_model_does_not_know(model, tmp_path, capsys):
@@ -855,6 +869,22 @@ def test_help_shows_examples(command, capsys):
         main([*command.split(), "--help"])
     assert stopped.value.code == 0
     assert "python -m cmlearn train data/ --out model/" in capsys.readouterr().out
+
+
+def test_fetch_all_fetches_each_asset(monkeypatch, capsys):
+    monkeypatch.setattr("cmlearn.assets.fetch", lambda name: f"/there/{name}")
+    assert main(["fetch", "--all"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed] == [[name, f"/there/{name}"] for name in ASSETS]
+
+
+def test_too_little_memory_is_said(monkeypatch, capsys):
+    def exhausted(name):
+        raise MemoryError
+
+    monkeypatch.setattr("cmlearn.assets.fetch", exhausted)
+    assert main(["fetch", "minilm"]) == 1
+    assert capsys.readouterr().err == "error: there is not enough memory\n"
 
 
 def test_fetch_lists_and_names_an_unknown_asset(capsys):
