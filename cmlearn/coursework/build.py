@@ -197,7 +197,8 @@ def run_solution(
     target : path
         What `build` returned.
     instead : dict of str to str, optional
-        What is executed in place of a question's answer. What it raises is left to the tests.
+        What is executed in place of a question's answer. What it raises, and what other cells
+        then raise, is left to the tests.
 
     Yields
     ------
@@ -205,13 +206,15 @@ def run_solution(
         The same namespace each time. The last question is None: what follows the last check.
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    forgiven = (Exception,) if instead else ()
     for question, cells in questions_of(read_solution(target)):
         answer = (instead or {}).get(question)
         for source in cells if answer is None else cells[:-1]:
             if not only_reports(source):
-                exec(compile(source, f"<cell of {question}>", "exec"), namespace)
+                with contextlib.suppress(*forgiven):
+                    exec(compile(source, f"<cell of {question}>", "exec"), namespace)
         if answer is not None:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(*forgiven):
                 exec(compile(answer, f"<cell of {question}>", "exec"), namespace)
         yield question, namespace
 
