@@ -351,8 +351,8 @@ def run_train(options: argparse.Namespace) -> None:
     per_class = per_class_report(y_test, predictions["image + text"])
     report = {"settings": settings(options), "pairs": sizes, "scores": table.to_dict("index")}
     if options.cv:
-        folds = cross_validate(models, data, labels, groups, folds=options.cv, seed=options.seed)
-        report["cross-validation"] = folds.to_dict("index")
+        crossed = cross_validate(models, data, labels, groups, folds=options.cv, seed=options.seed)
+        report["cross-validation"] = crossed.to_dict("index")
     report["per class"] = per_class.to_dict("index")
     with model_folder(out) as folder:
         save_model(models["image + text"], folder)
@@ -368,7 +368,7 @@ def run_train(options: argparse.Namespace) -> None:
     # Only now, because whoever reads the output may close it at any line.
     print_scores(table)
     if options.cv:
-        spreads = folds[["mean", "spread"]].round(3).to_string()
+        spreads = crossed[["mean", "spread"]].round(3).to_string()
         print(f"\n{options.cv}-fold cross-validated accuracy\n{spreads}")
     print(f"\n{per_class.round(3).to_string()}")
     print(f"\nWrote {', '.join(sorted(file.name for file in out.iterdir()))} to {out}")

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score, train
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cmlearn._folds import check_folds
+from cmlearn._folds import check_folds, stratified_folds
 from cmlearn.fusion import Fusion, LateFusion
 from cmlearn.image import CNNEncoder, PretrainedCNN
 from cmlearn.metrics import bootstrap_interval, macro_f1
@@ -341,8 +341,7 @@ def split_folds(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the row numbers of the training and test part of each fold of `cross_validate`."""
     check_folds(labels, related(groups), folds, "ask for fewer folds (--cv)")
-    splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splits.split(np.zeros(len(labels)), labels, groups))
+    return stratified_folds(labels, groups, folds, random_state=seed)
 
 
 def cross_validate(

@@ -126,14 +126,11 @@ def plot_confusion_matrix(y_true, y_pred, *, target_names=None, ax=None) -> "Axe
     """
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
+    from cmlearn.metrics import _check_codes
+
     labels = names = np.union1d(y_true, y_pred)
     if target_names is not None:
-        nameless = set(labels.tolist()) - set(range(len(target_names)))
-        if nameless:
-            raise ValueError(
-                f"with {len(target_names)} target_names the labels must be integers from 0 to "
-                f"{len(target_names) - 1}; got {min(nameless, key=str)!r}"
-            )
+        _check_codes(labels, len(target_names))
         labels, names = np.arange(len(target_names)), target_names
     has_numbers = len(labels) <= _MOST_NUMBERED
     side = 2.5 + 0.45 * min(len(labels), _MOST_NUMBERED)

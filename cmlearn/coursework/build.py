@@ -209,13 +209,10 @@ def run_solution(
     forgiven = (Exception,) if instead else ()
     for question, cells in questions_of(read_solution(target)):
         answer = (instead or {}).get(question)
-        for source in cells if answer is None else cells[:-1]:
+        for source in cells if answer is None else [*cells[:-1], answer]:
             if not only_reports(source):
                 with contextlib.suppress(*forgiven):
                     exec(compile(source, f"<cell of {question}>", "exec"), namespace)
-        if answer is not None:
-            with contextlib.suppress(*forgiven):
-                exec(compile(answer, f"<cell of {question}>", "exec"), namespace)
         yield question, namespace
 
 
