@@ -86,6 +86,19 @@ def test_mistakes_fail_and_other_solutions_pass(
         assert not any(re.match(r"NameError|SyntaxError", m) for m in result.messages), result
 
 
+def test_another_answer_may_break_the_cells_that_follow(built, tests_of):
+    """`grouped_split` is called again further down; the later questions are answered all the same."""
+    broken = "def grouped_split(groups, test_share, random_state):\n    raise KeyError(groups[0])"
+    tests = tests_of("1-pairs")
+    scores = {
+        question: run_checks(tests[question], namespace).score
+        for question, namespace in build.run_solution(built("1-pairs"), {"q6": broken})
+        if question
+    }
+    possible = {q: sum(case.points for case in load_cases(tests[q])[1]) for q in tests}
+    assert scores == possible | {"q6": 0}
+
+
 @pytest.mark.parametrize(("name", "notebook", "share"), [
     ("1-pairs", "student/1-pairs.ipynb", 0),
     ("1-pairs", "instructor/1-pairs-solution.ipynb", 1),
