@@ -87,7 +87,7 @@ def test_mistakes_fail_and_other_solutions_pass(
 
 
 def test_another_answer_may_break_the_cells_that_follow(built, tests_of):
-    """`grouped_split` is called again further down; the later questions are answered all the same."""
+    """`grouped_split` is called further down; later questions are answered all the same."""
     broken = "def grouped_split(groups, test_share, random_state):\n    raise KeyError(groups[0])"
     tests = tests_of("1-pairs")
     scores = {
